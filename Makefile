@@ -1,0 +1,46 @@
+# Every target builds .venv from requirements.lock if it is missing or out of date.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.built
+UV_COMPILE = $(VENV)-uv/bin/uv pip compile -q pyproject.toml --universal --python-version 3.11 \
+	--fork-strategy fewest --generate-hashes --no-emit-index-url --no-header
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint up lock clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+# pip refuses hashes beside a local directory: the lock first, then the project alone.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Ratchet needs Python 3.11 to 3.13; name one: make PYTHON=python3.13")'
+	@echo "building $(VENV) (about two minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP) ## the whole loop once, on embedded servers, in about two minutes
+	@$(BIN)/ratchet demo
+
+test: $(STAMP) ## every test, with coverage
+	@$(BIN)/python -m pytest --cov --cov-report=term -q -m "not chaos and not compose"
+
+lint: $(STAMP) ## ruff, mypy, import-linter, alembic check
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+	@$(BIN)/ratchet migrate --check
+
+up: $(STAMP) ## a running stack on port 8000 that learns from made-up telecom data
+	@$(BIN)/ratchet up --data plans
+
+lock: ## renew the three lock files (needs uv's wheel)
+	@test -x $(VENV)-uv/bin/uv || { $(PYTHON) -m venv $(VENV)-uv && $(VENV)-uv/bin/pip install -q uv; }
+	@$(UV_COMPILE) --upgrade --extra dev -o requirements.lock
+	@$(UV_COMPILE) --extra api --extra build -c requirements.lock -o requirements-api.lock
+	@$(UV_COMPILE) --extra worker --extra build -c requirements.lock -o requirements-worker.lock
+
+clean: ## remove what the build made
+	@rm -rf $(VENV) $(VENV)-uv .mypy_cache .ruff_cache .pytest_cache .coverage

@@ -1,0 +1,1 @@
+"""What the API, the workers and the command agree on."""

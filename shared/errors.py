@@ -1,0 +1,135 @@
+"""Errors of the domain. Each knows its HTTP status; one handler in the API renders them all."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One thing wrong with a request: where, and what."""
+
+    detail: str
+    row: int | None = None
+    feature: str | None = None
+
+
+class RatchetError(Exception):
+    """Something went wrong in Ratchet."""
+
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+    retry_after: ClassVar[int | None] = None
+
+    def __init__(self, detail: str, *, faults: Sequence[Fault] = ()) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.faults = tuple(faults)
+
+
+class SettingsError(RatchetError):
+    """A setting's value is wrong; the text names the variable."""
+
+    title = "Wrong setting"
+
+
+class NotJSON(RatchetError):
+    """The body isn't JSON; the text says where."""
+
+    status = 400
+    title = "Not JSON"
+
+
+class Unauthorized(RatchetError):
+    """No key was sent."""
+
+    status = 401
+    title = "Key needed"
+
+
+class Forbidden(RatchetError):
+    """The key sent opens nothing here."""
+
+    status = 403
+    title = "Key refused"
+
+
+class NotFound(RatchetError):
+    """What the path names does not exist."""
+
+    status = 404
+    title = "Not found"
+
+
+class Conflict(RatchetError):
+    """The request contradicts what is already stored or live."""
+
+    status = 409
+    title = "Conflict"
+
+
+class TooLarge(RatchetError):
+    """More rows or bytes than one request may have."""
+
+    status = 413
+    title = "Too large"
+
+
+class UnsupportedMediaType(RatchetError):
+    """The body isn't declared as JSON."""
+
+    status = 415
+    title = "Unsupported media type"
+
+
+class Invalid(RatchetError):
+    """The request is JSON and wrong; `faults` name each row and feature."""
+
+    status = 422
+    title = "Invalid request"
+
+
+class Unavailable(RatchetError):
+    """A server that the request needs does not answer; sending it again later is right."""
+
+    status = 503
+    title = "Unavailable"
+    retry_after = 1
+
+
+class NoModel(Unavailable):
+    """No version is live yet."""
+
+    title = "No model yet"
+    retry_after = 5
+
+
+class ClaimLost(RatchetError):
+    """Another worker has raised the fence: this claim may write nothing more."""
+
+    title = "Claim lost"
+
+
+class JobSkipped(RatchetError):
+    """There is nothing to train on; the text is the job's reason."""
+
+    title = "Nothing to train on"
+
+
+class ParityError(RatchetError):
+    """An exported graph disagrees with the model that was trained."""
+
+    title = "Export refused"
+
+
+class ArtifactError(RatchetError):
+    """An artifact is missing, altered or can't be read."""
+
+    title = "Artifact unusable"
+
+
+class DataError(RatchetError):
+    """A file of data can't be used; the text says which column and what to do."""
+
+    status = 422
+    title = "Unusable data"

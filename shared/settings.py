@@ -1,0 +1,150 @@
+"""Every setting of Ratchet, read once from the environment."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shared.errors import SettingsError
+
+PREFIX = "RATCHET_"
+
+
+class Settings(BaseSettings):
+    """Settings from `RATCHET_*` variables; each field's description is its help text.
+
+    Raises:
+        SettingsError: from `load_settings`, naming the variable whose value is wrong.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+    # Where things are
+    database_url: SecretStr | None = Field(
+        None, description="Postgres 16 or newer, as a URL; unset: an embedded server"
+    )
+    redis_url: SecretStr | None = Field(
+        None, description="Redis or Valkey, as a URL; unset: an embedded server"
+    )
+    home: Path = Field(Path(".ratchet"), description="folder of embedded servers, keys and logs")
+    artifacts_url: str | None = Field(
+        None, description="where models and dataset parts are kept; unset: the artifacts folder of home"
+    )
+    api_url: str | None = Field(
+        None, description="the API that the command talks to; unset: the stack that runs in home"
+    )
+
+    # Serving
+    admin_keys: SecretStr | None = Field(
+        None, description="keys for /admin, comma separated, each secret or name:secret"
+    )
+    api_keys: SecretStr | None = Field(
+        None, description="keys for everything but /health and /ready; unset: no key is needed"
+    )
+    max_rows: int = Field(10_000, ge=1, description="most rows in one request")
+    max_body: int = Field(8 * 2**20, ge=1024, description="largest request body, bytes")
+    record_deadline: float = Field(
+        2.0, gt=0, le=60, description="longest a request waits for Postgres, seconds"
+    )
+    poll_seconds: float = Field(
+        2.0, gt=0, description="how often the API looks for a new deployment, seconds"
+    )
+
+    # When to retrain
+    threshold: int = Field(1000, ge=1, description="new labels that start a retrain")
+    window: int = Field(200_000, ge=100, description="newest labelled rows that a model learns from")
+    lease_seconds: float = Field(
+        10.0, ge=1, description="a job whose worker is silent this long is taken over, seconds"
+    )
+    renew_seconds: float = Field(2.0, gt=0, description="how often a worker renews its lease, seconds")
+    sweep_seconds: float = Field(5.0, gt=0, description="how often lost work is looked for, seconds")
+    reconcile_seconds: float = Field(
+        10.0, gt=0, description="how often the tally is set from Postgres, seconds"
+    )
+    pause_minutes: float = Field(
+        10.0, gt=0, description="pause after a skipped or failed job, doubled each time, minutes"
+    )
+
+    # Training
+    outliers: Literal["remove", "clip", "off"] = Field(
+        "remove", description="what happens to training rows beyond the IQR fences"
+    )
+    outlier_factor: float = Field(1.5, gt=0, description="IQR fences: this many IQRs beyond the quartiles")
+    balance: Literal["smote", "weights", "none"] = Field("smote", description="how classes are balanced")
+    min_rows: int = Field(100, ge=10, description="fewer labelled rows than this train no model")
+    min_class_rows: int = Field(
+        20, ge=2, description="a class with fewer rows is left out until it has more"
+    )
+    max_categories: int = Field(
+        50, ge=1, description="most categories of one feature; the rest are one 'other'"
+    )
+    iterations: int = Field(300, ge=1, description="trees that CatBoost fits")
+    seed: int = Field(0, ge=0, description="random seed of balancing and training")
+    threads: int = Field(0, ge=0, description="threads that training uses; 0: all cores")
+    gate_tolerance: float = Field(
+        0.01, ge=0, le=1, description="how much lower a challenger's weighted F1 may be and still go live"
+    )
+    keep_versions: int = Field(5, ge=1, description="newest versions whose artifacts are kept")
+
+    # Logs
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="auto: text on a terminal, JSON elsewhere"
+    )
+
+    @field_validator("database_url")
+    @classmethod
+    def _postgres(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
+            raise ValueError("must start with postgresql://")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return value
+
+    @field_validator("artifacts_url")
+    @classmethod
+    def _file_url(cls, value: str | None) -> str | None:
+        if value and not value.startswith("file:///"):
+            raise ValueError("must start with file:///")
+        return value
+
+    @model_validator(mode="after")
+    def _lease_outlives_renewal(self) -> Self:
+        if self.renew_seconds * 2 > self.lease_seconds:
+            raise ValueError("lease_seconds must be at least twice renew_seconds")
+        return self
+
+    @property
+    def artifacts(self) -> str:
+        """URL of the artifact store."""
+        return self.artifacts_url or (self.home.resolve() / "artifacts").as_uri()
+
+
+def variable(field: str) -> str:
+    """The environment variable of a field: `threshold` → `RATCHET_THRESHOLD`."""
+    return PREFIX + field.upper()
+
+
+@lru_cache(maxsize=1)
+def load_settings() -> Settings:
+    """Read the environment once.
+
+    Raises:
+        SettingsError: one line that names each variable whose value is wrong.
+    """
+    try:
+        return Settings()
+    except ValidationError as exc:
+        faults = [
+            f"{variable(str(e['loc'][0])) if e['loc'] else 'settings'}: "
+            + str(e["msg"]).removeprefix("Value error, ")
+            for e in exc.errors(include_input=False)
+        ]
+        raise SettingsError("; ".join(faults)) from None

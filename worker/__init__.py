@@ -1,0 +1,1 @@
+"""The trainer: Celery tasks and the retrain workflow."""
