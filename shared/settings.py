@@ -74,9 +74,7 @@ class Settings(BaseSettings):
     outlier_factor: float = Field(1.5, gt=0, description="IQR fences: this many IQRs beyond the quartiles")
     balance: Literal["smote", "weights", "none"] = Field("smote", description="how classes are balanced")
     min_rows: int = Field(100, ge=10, description="fewer labelled rows than this train no model")
-    min_class_rows: int = Field(
-        20, ge=2, description="a class with fewer rows is left out until it has more"
-    )
+    min_class_rows: int = Field(20, ge=2, description="a class with fewer rows is left out until it has more")
     max_categories: int = Field(
         50, ge=1, description="most categories of one feature; the rest are one 'other'"
     )

@@ -104,9 +104,9 @@ class Signature:
             `numeric` float32 (n, a) with NaN for missing, and `categorical` object (n, b) of text
             with "" for missing.
         """
-        numeric = np.array(
-            [[row[f.name] for f in self.numeric] for row in rows], dtype=np.float32
-        ).reshape(len(rows), len(self.numeric))
+        numeric = np.array([[row[f.name] for f in self.numeric] for row in rows], dtype=np.float32).reshape(
+            len(rows), len(self.numeric)
+        )
         categorical = np.array(
             [[row[f.name] or MISSING for f in self.categorical] for row in rows], dtype=object
         ).reshape(len(rows), len(self.categorical))
