@@ -164,9 +164,10 @@ def canonical_category(value: object) -> str:
             raise ValueError("a category that is a number beyond 64 bits")
         return text
     if isinstance(value, float | np.floating):
+        value = float(value)
         if not math.isfinite(value):
             raise ValueError("a category that is no finite number")
-        return str(int(value)) if float(value).is_integer() and abs(value) < 2**53 else repr(float(value))
+        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
     raise ValueError(f"a text is needed, not {_kind(value)}")
 
 

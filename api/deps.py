@@ -1,0 +1,131 @@
+"""What the routes share: the typed state of the process, and reading a request."""
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+import orjson
+from celery import Celery
+from fastapi import Depends, Request
+from pydantic import BaseModel, ValidationError
+from redis import Redis
+from sqlalchemy import Engine
+
+from api.auth import Auth
+from api.recorder import Recorder
+from api.serving import Serving
+from api.tally import Tally
+from shared.database import Sessions
+from shared.errors import Fault, Invalid, NotJSON, TooLarge, UnsupportedMediaType
+from shared.settings import Settings
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppState:
+    """Everything a request may need, made once by the lifespan."""
+
+    settings: Settings
+    auth: Auth
+    engine: Engine
+    sessions: Sessions
+    serving: Serving
+    recorder: Recorder
+    tally: Tally
+    redis: Redis
+    celery: Celery
+
+
+def state_of(request: Request) -> AppState:
+    """The state of the process that serves this request."""
+    state: AppState = request.app.state.ratchet
+    return state
+
+
+State = Annotated[AppState, Depends(state_of)]
+
+
+def require_api_key(request: Request, state: State) -> None:
+    """Refuse a caller without a key, where keys are configured."""
+    state.auth.check_api(request.headers.get("authorization"))
+
+
+def require_admin(request: Request, state: State) -> str:
+    """The name of the admin who calls."""
+    return state.auth.check_admin(request.headers.get("authorization"))
+
+
+Admin = Annotated[str, Depends(require_admin)]
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body, never more than `limit` bytes of it in memory.
+
+    Raises:
+        TooLarge: it is longer.
+        UnsupportedMediaType: it is declared as something else than JSON.
+    """
+    declared = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if declared != "application/json":
+        raise UnsupportedMediaType(f"the body must be application/json, not {declared[:100] or 'nothing'}")
+    length = request.headers.get("content-length", "")
+    if length.isascii() and length.isdigit() and len(length) < 20 and int(length) <= limit:
+        return await request.body()
+    chunks = bytearray()
+    if not length:
+        async for chunk in request.stream():
+            chunks += chunk
+            if len(chunks) > limit:
+                break
+        else:
+            return bytes(chunks)
+    raise TooLarge(f"the body is longer than RATCHET_MAX_BODY, {limit} bytes")
+
+
+def parse_json(body: bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        NotJSON: it is none (NaN and Infinity included); the text says where.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as exc:
+        raise NotJSON(f"not JSON: {exc}") from None
+
+
+def json_body(model: type[Model], *, optional: bool = False) -> Callable[..., Coroutine[Any, Any, Model]]:
+    """A dependency that reads the body as `model`; faults are named by row and field."""
+
+    async def read(request: Request, state: State) -> Model:
+        body = await read_body(request, state.settings.max_body)
+        value = {} if optional and not body.strip() else parse_json(body)
+        try:
+            return model.model_validate(value)
+        except ValidationError as exc:
+            faults = [_fault(error) for error in exc.errors(include_url=False, include_input=False)]
+            raise Invalid(summary(faults), faults=faults) from None
+
+    return read
+
+
+def summary(faults: list[Fault]) -> str:
+    """One line about a list of faults."""
+    one = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
+    return f"{one}; nothing was written. First: {describe(faults[0])}"
+
+
+def describe(fault: Fault) -> str:
+    """A fault as a line of text."""
+    where = [f"row {fault.row}"] if fault.row is not None else []
+    where += [repr(fault.feature)] if fault.feature is not None else []
+    return ", ".join([*where, fault.detail])
+
+
+def _fault(error: Any) -> Fault:
+    row = next((part for part in error["loc"] if isinstance(part, int)), None)
+    names = [part for part in error["loc"] if isinstance(part, str)]
+    return Fault(
+        detail=error["msg"].removeprefix("Value error, "), row=row, feature=names[-1] if names else None
+    )

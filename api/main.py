@@ -1,0 +1,103 @@
+"""The inference service: `uvicorn --factory api.main:create_app`."""
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from api import errors, openapi
+from api.auth import Auth
+from api.deps import AppState
+from api.recorder import Recorder
+from api.routes import admin, health, labels, models, predictions, retrain, root
+from api.serving import Serving
+from api.tally import Tally
+from shared.artifacts import ArtifactStore
+from shared.counter import connect, connect_async, redis_url
+from shared.database import database_url, make_engine, make_sessions
+from shared.logs import configure_logs
+from shared.queue import make_celery
+from shared.settings import Settings, load_settings
+
+DESCRIPTION = "A prediction service that learns from the true labels you send back."
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Build the service. Nothing is connected before it starts.
+
+    Raises:
+        SettingsError: a setting is wrong or missing.
+    """
+    settings = settings or load_settings()
+    configure_logs(settings)
+    database_url(settings), redis_url(settings)  # a missing one stops the start, not the first request
+    app = FastAPI(
+        title="Ratchet", version=version("ratchet"), description=DESCRIPTION, lifespan=_lifespan(settings)
+    )
+    errors.install(app)
+    for module in (root, labels, retrain, models, admin, health):
+        app.include_router(module.router)
+    app.add_route("/predict", predictions.predict, methods=["POST"], include_in_schema=False)
+    app.openapi = lambda: openapi.build(app, app.state.ratchet.serving.loaded)  # type: ignore[method-assign]
+    return app
+
+
+def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        state = _make_state(settings)
+        app.state.ratchet = state
+        await state.serving.refresh()
+        async with AsyncExitStack() as stack:
+            recorder = asyncio.create_task(state.recorder.run())
+            for background in (
+                state.serving.watch(),
+                state.serving.listen(redis_url(settings)),
+                state.tally.run(),
+            ):
+                stack.push_async_callback(_cancel, asyncio.create_task(background))
+            _freeze()
+            yield
+            state.recorder.close()
+            await recorder
+            await state.tally.flush()
+        state.engine.dispose()
+
+    return lifespan
+
+
+def _make_state(settings: Settings) -> AppState:
+    url = database_url(settings)
+    engine = make_engine(url, name="ratchet api")
+    sessions = make_sessions(engine)
+    celery = make_celery(settings)
+    tally = Tally(
+        redis=connect_async(redis_url(settings)), celery=celery, sessions=sessions, settings=settings
+    )
+    return AppState(
+        settings=settings,
+        auth=Auth(settings),
+        engine=engine,
+        sessions=sessions,
+        serving=Serving(sessions=sessions, store=ArtifactStore(settings.artifacts), settings=settings),
+        recorder=Recorder(url, deadline=settings.record_deadline, on_labels=tally.add),
+        tally=tally,
+        redis=connect(redis_url(settings)),
+        celery=celery,
+    )
+
+
+def _freeze() -> None:
+    """Take what start-up made out of the collector's sight: group commit's p99 fell from 47 to 7 ms."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
+async def _cancel(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

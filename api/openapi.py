@@ -1,0 +1,108 @@
+"""The OpenAPI document: FastAPI's own, and what the plain routes say of themselves."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+from api.errors import MEDIA_TYPE
+from api.schemas import LabelsIn, Predict, Prediction, RetrainIn
+from api.serving import ServingPlan
+
+REF = "#/components/schemas/{model}"
+_FALLBACK = {"monthly_spend": 50.0, "plan_type": "Basic"}
+_PROBLEM = {
+    "type": "object",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "errors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "detail": {"type": "string"},
+                    "row": {"type": "integer"},
+                    "feature": {"type": "string"},
+                },
+            },
+        },
+        "error_count": {"type": "integer"},
+    },
+}
+_STATUSES = {
+    "400": "not JSON, or not a request that HTTP knows",
+    "401": "a key is needed",
+    "403": "the key opens nothing here",
+    "404": "nothing is there",
+    "409": "it contradicts what is stored or live",
+    "413": "too many rows or bytes",
+    "415": "the body isn't declared as JSON",
+    "422": "every fault, by row and feature; nothing was written",
+    "503": "no model yet, or Postgres does not answer; Retry-After says when to try again",
+}
+_ID = "0190a1b2-c3d4-7e5f-8a6b-7c8d9e0f1a2b"
+
+
+def build(app: FastAPI, plan: ServingPlan | None) -> dict[str, Any]:
+    """The document, with `/predict`'s example from the live signature."""
+    document = get_openapi(
+        title=app.title, version=app.version, description=app.description, routes=app.routes
+    )
+    components = document.setdefault("components", {})
+    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    schemas = components.setdefault("schemas", {})
+    for model in (Predict, Prediction, LabelsIn, RetrainIn):
+        schema = model.model_json_schema(ref_template=REF)
+        schemas.update(schema.pop("$defs", {}))
+        schemas[model.__name__] = schema
+    schemas["Problem"] = _PROBLEM
+    document["paths"]["/predict"] = {"post": _predict()}
+    _body(document, "/predict", Predict, predict_example(plan))
+    _body(document, "/labels", LabelsIn, {"labels": [{"prediction_id": _ID, "true_label": _a_class(plan)}]})
+    _body(document, "/admin/retrain", RetrainIn, {"force": False, "reason": "new price list"})
+    for path in document["paths"].values():
+        for operation in path.values():
+            _describe_errors(operation)
+    return document
+
+
+def predict_example(plan: ServingPlan | None) -> dict[str, Any]:
+    """A body that the live version accepts."""
+    row = plan.model.example() if plan else _FALLBACK
+    return {"raw_features": [row], "true_labels": [_a_class(plan)]}
+
+
+def _a_class(plan: ServingPlan | None) -> str:
+    return plan.model.classes[0] if plan else "Premium Plan"
+
+
+def _predict() -> dict[str, Any]:
+    content = {"application/json": {"schema": {"$ref": REF.format(model=Prediction.__name__)}}}
+    return {
+        "tags": ["predictions"],
+        "summary": "Predict",
+        "description": "Score rows with the live version; the answer comes once they are stored.",
+        "operationId": "predict",
+        "responses": {"200": {"description": "one entry per row, in order", "content": content}},
+    }
+
+
+def _body(document: dict[str, Any], path: str, model: type[BaseModel], example: dict[str, Any]) -> None:
+    schema = {"$ref": REF.format(model=model.__name__)}
+    document["paths"][path]["post"]["requestBody"] = {
+        "required": True,
+        "content": {"application/json": {"schema": schema, "example": example}},
+    }
+
+
+def _describe_errors(operation: dict[str, Any]) -> None:
+    operation["security"] = [{"key": []}, {}]
+    problem = {MEDIA_TYPE: {"schema": {"$ref": REF.format(model="Problem")}}}
+    for status, description in _STATUSES.items():
+        known = operation["responses"].get(status, {}).get("description", description)
+        operation["responses"][status] = {"description": known, "content": problem}
