@@ -1,0 +1,87 @@
+"""The retrain workflow, top to bottom.
+
+Idempotent from any point: killed at any step, another worker finishes the same job with the same
+labels, once. No transaction is open while training.
+"""
+
+import structlog
+
+from shared import jobs, registry
+from shared.errors import ClaimLost, JobSkipped
+from shared.queue import send_retrain
+from worker import steps
+from worker.lease import Lease
+from worker.publishing import announce, publish
+from worker.run import Context, Run
+
+log = structlog.get_logger()
+
+
+def workflow(run: Run) -> str:
+    """The twelve steps; answers one line about the result.
+
+    Raises:
+        JobSkipped: there is nothing to train on.
+        ClaimLost: another worker has the job.
+    """
+    run.at(1, f"fence {run.claim.fence}, asked by {run.claim.trigger}")
+    steps.claim_labels(run)
+    new = steps.write_part(run)
+    data = steps.load(run, new)
+    sides = steps.split(run, data)
+    cleaned = steps.clean_train_side(run, sides)
+    prepared = steps.preprocess(run, cleaned)
+    model = steps.balance_and_train(run, prepared, sides.classes)
+    exported = steps.export_and_prove(run, model, prepared.preprocessor, sides)
+    candidate = steps.candidate(run, exported, prepared.preprocessor, sides.classes, new, data)
+    return publish(run, candidate, lambda: steps.evaluate(run, candidate, sides))
+
+
+def run_job(job_id: int, context: Context) -> str:
+    """Claim a job and run it; answers one line about what became of it."""
+    with context.sessions.begin() as session:
+        claim = jobs.claim(session, job_id, context.settings)
+        signature = registry.signature(session, claim.signature_id) if claim else None
+    if claim is None or signature is None:
+        return f"job {job_id}: nothing to do"
+    structlog.contextvars.bind_contextvars(job_id=job_id)
+    with Lease(context.sessions, claim, context.settings) as lease:
+        run = Run(context=context, claim=claim, lease=lease, signature=signature)
+        try:
+            result = workflow(run)
+        except JobSkipped as exc:
+            result = _skip(run, exc.detail)
+        except ClaimLost as exc:
+            log.warning("claim lost; nothing was published", detail=exc.detail)
+            return exc.detail
+        except (KeyboardInterrupt, SystemExit):
+            _give_back(run)
+            raise
+        except Exception as exc:  # the task's edge: counted, logged, raised
+            _fail(run, exc)
+            raise
+    announce(context)
+    return f"job {job_id}: {result}"
+
+
+def _skip(run: Run, reason: str) -> str:
+    with run.context.sessions.begin() as session:
+        jobs.settle(session, run.claim, "skipped", rows=run.rows, result={"reason": reason})
+    log.info("job skipped", reason=reason)
+    return f"skipped: {reason}"
+
+
+def _give_back(run: Run) -> None:
+    with run.context.sessions.begin() as session:
+        jobs.give_back(session, run.claim)
+    log.info("asked to stop; the job is back in the queue")
+    send_retrain(run.context.celery, run.context.sessions, run.claim.job_id)
+
+
+def _fail(run: Run, exc: Exception) -> None:
+    error = f"{type(exc).__name__}: {exc}"[:2000]
+    with run.context.sessions.begin() as session:
+        goes_on = jobs.fail(session, run.claim, error)
+    log.error("job failed", error=error, again=goes_on)
+    if goes_on:
+        send_retrain(run.context.celery, run.context.sessions, run.claim.job_id)

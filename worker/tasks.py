@@ -1,0 +1,56 @@
+"""Thin tasks: take an id, re-read the state, call what does the work."""
+
+from functools import lru_cache
+
+from celery import Task, shared_task
+
+from shared import upkeep
+from shared.artifacts import ArtifactStore
+from shared.counter import connect, redis_url
+from shared.database import Sessions, database_url, make_engine, make_sessions
+from shared.queue import RECONCILE, RETRAIN, SWEEP
+from shared.settings import load_settings
+from worker.app import app
+
+
+@lru_cache(maxsize=1)
+def _sessions() -> Sessions:
+    """Made in the child, at its first task: a pool must not cross a fork."""
+    return make_sessions(make_engine(database_url(load_settings()), name="ratchet worker", size=2))
+
+
+@shared_task(bind=True, name=RETRAIN)
+def retrain(task: Task, *, job_id: int, trigger: str = "") -> str:  # noqa: ARG001 - Flower shows the trigger
+    """Run a job. Heavy imports stay in here, out of the parent process."""
+    from worker.retrain import run_job
+    from worker.run import Context
+
+    settings = load_settings()
+    context = Context(
+        settings=settings,
+        sessions=_sessions(),
+        store=ArtifactStore(settings.artifacts),
+        redis=connect(redis_url(settings)),
+        celery=app,
+        notify=lambda text: task.send_event("task-progress", result=text),
+    )
+    return run_job(job_id, context)
+
+
+@shared_task(name=SWEEP)
+def sweep() -> list[int]:
+    """Repeat what a fault may have left undone."""
+    settings = load_settings()
+    return upkeep.sweep(
+        sessions=_sessions(),
+        celery=app,
+        redis=connect(redis_url(settings)),
+        store=ArtifactStore(settings.artifacts),
+        settings=settings,
+    )
+
+
+@shared_task(name=RECONCILE)
+def reconcile() -> int:
+    """Set the tally from Postgres."""
+    return upkeep.reconcile(sessions=_sessions(), redis=connect(redis_url(load_settings())))
