@@ -64,6 +64,9 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
             state.recorder.close()
             await recorder
             await state.tally.flush()
+        await state.tally.close()
+        state.redis.close()
+        state.celery.close()
         state.engine.dispose()
 
     return lifespan

@@ -62,6 +62,10 @@ class Tally:
         if counted.latched:
             await asyncio.to_thread(self._request)
 
+    async def close(self) -> None:
+        """Close the connection to Redis."""
+        await self._redis.aclose()
+
     def _request(self) -> None:
         try:
             with self._sessions.begin() as session:

@@ -1,6 +1,7 @@
 """Where the command finds the servers: by the settings, else by the stack that runs in home."""
 
 import httpx
+from pydantic import SecretStr
 
 from cli.state import admin_key, read_state
 from shared.errors import RatchetError
@@ -62,9 +63,9 @@ class Client:
                 f"no stack runs in {settings.home}: start one with `ratchet up`, or set RATCHET_API_URL"
             )
         self.url = url
-        self._admin = _first_key(settings.admin_keys and settings.admin_keys.get_secret_value())
+        self._admin = _first_key(settings.admin_keys)
         self._admin = self._admin or (admin_key(settings.home) if state else "")
-        self.api_key = _first_key(settings.api_keys and settings.api_keys.get_secret_value()) or self._admin
+        self.api_key = _first_key(settings.api_keys) or self._admin
         self._http = httpx.Client(base_url=url, timeout=TIMEOUT, trust_env=False)
 
     def get(self, path: str) -> httpx.Response:
@@ -94,8 +95,8 @@ class Client:
         return response
 
 
-def _first_key(value: str | None) -> str:
-    return (value or "").split(",")[0].strip().rpartition(":")[2]
+def _first_key(keys: SecretStr | None) -> str:
+    return (keys.get_secret_value() if keys else "").split(",")[0].strip().rpartition(":")[2]
 
 
 def _detail(response: httpx.Response) -> str:

@@ -90,27 +90,36 @@ def balance(
         return Balanced(matrix=matrix, y=y, weights=weights, report=report)
     if mode == "none" or len(numbers) < 2:
         return Balanced(matrix=matrix, y=y, weights=None, report=report)
+    return _smote(matrix, y, _Coded(preprocessor), sampler, np.random.default_rng(seed), report)
 
-    coded = _Coded(preprocessor)
+
+def _smote(
+    matrix: Matrix,
+    y: Ints,
+    coded: "_Coded",
+    sampler: Sampler | None,
+    rng: np.random.Generator,
+    report: dict[str, Any],
+) -> Balanced:
     sampler = sampler or SAMPLERS[coded.kind]
+    numbers, counts = np.unique(y, return_counts=True)
     target = _target(counts, sampler.synthetic)
     missing = {int(n): max(0, target - int(c)) for n, c in zip(numbers, counts, strict=True)}
-    rng = np.random.default_rng(seed)
     made, made_y = _synthetic(coded, coded.compress(matrix), y, missing, sampler.base, rng)
-    report |= {
+    added = {
         "method": sampler.name,
         "rows_out": len(y) + len(made),
-        "synthetic": dict(zip(names, missing.values(), strict=True)),
+        "synthetic": dict(zip(report["before"], missing.values(), strict=True)),
         "target": target,
         "capped": target < int(counts.max()),
         "neighbours_among": sampler.base,
-        "repeated": [name for name, count in rows.items() if count < 2],
+        "repeated": [name for name, count in report["before"].items() if count < 2],
     }
     return Balanced(
         matrix=np.vstack([matrix, coded.expand(made)]),
         y=np.concatenate([y, made_y]),
         weights=None,
-        report=report,
+        report=report | added,
     )
 
 

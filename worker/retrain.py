@@ -9,6 +9,7 @@ import structlog
 from shared import jobs, registry
 from shared.errors import ClaimLost, JobSkipped
 from shared.queue import send_retrain
+from shared.signature import Signature
 from worker import steps
 from worker.lease import Lease
 from worker.publishing import announce, publish
@@ -44,7 +45,11 @@ def run_job(job_id: int, context: Context) -> str:
         signature = registry.signature(session, claim.signature_id) if claim else None
     if claim is None or signature is None:
         return f"job {job_id}: nothing to do"
-    structlog.contextvars.bind_contextvars(job_id=job_id)
+    with structlog.contextvars.bound_contextvars(job_id=job_id):
+        return f"job {job_id}: {_run(claim, signature, context)}"
+
+
+def _run(claim: jobs.Claim, signature: Signature, context: Context) -> str:
     with Lease(context.sessions, claim, context.settings) as lease:
         run = Run(context=context, claim=claim, lease=lease, signature=signature)
         try:
@@ -61,7 +66,7 @@ def run_job(job_id: int, context: Context) -> str:
             _fail(run, exc)
             raise
     announce(context)
-    return f"job {job_id}: {result}"
+    return result
 
 
 def _skip(run: Run, reason: str) -> str:

@@ -1,0 +1,29 @@
+"""`ratchet migrate`: the schema at its head, or the check that migrations and tables agree."""
+
+import tempfile
+from pathlib import Path
+
+import typer
+
+from cli.connection import connected
+from cli.embedded import EmbeddedPostgres
+from shared.database import check_schema, database_url, migrate
+
+
+def run_migrations() -> None:
+    """Migrate the configured database."""
+    migrate(database_url(connected()))
+    typer.echo("the schema is at its head")
+
+
+def check_migrations() -> None:
+    """Migrate an empty embedded server and compare it with the tables in code."""
+    with tempfile.TemporaryDirectory(prefix="ratchet-") as folder:
+        server = EmbeddedPostgres(Path(folder))
+        try:
+            url = server.start()
+            migrate(url)
+            check_schema(url)
+        finally:
+            server.stop()
+            server.remove()
