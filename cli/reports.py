@@ -21,11 +21,12 @@ def print_json(value: Any) -> None:
     typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
 
 
-def table(*columns: str, title: str | None = None) -> Table:
-    """An empty table in the command's one style."""
-    made = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        made.add_column(column, overflow="fold")
+def table(*columns: str, wraps: str | None = None) -> Table:
+    """An empty table in the command's one style; only the column `wraps` (else the last) may wrap."""
+    made = Table(box=None, header_style="bold", pad_edge=False)
+    for number, column in enumerate(columns):
+        may_wrap = column == wraps if wraps else number == len(columns) - 1
+        made.add_column(column, overflow="fold", no_wrap=not may_wrap)
     return made
 
 
@@ -70,7 +71,7 @@ def versions(*, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    made = table("version", "", "F1 weighted", "F1 macro", "ROC-AUC", "log-loss", "job", "made", "artifacts")
+    made = table("version", "", "F1", "F1 macro", "ROC-AUC", "log-loss", "job", "made", "artifacts")
     for version in found:
         metrics = version["metrics"]
         state = "[green]live[/]" if version["live"] else "" if version["published"] else "[yellow]rejected[/]"
@@ -94,22 +95,24 @@ def jobs(job_id: int | None, *, as_json: bool) -> None:
         print_json(found)
         return
     listed = [found] if job_id else found
-    made = table("job", "state", "trigger", "step", "new", "trained on", "asked", "seconds", "result")
+    made = table("job", "state", "trigger", "step", "new labels", "asked", "seconds", "version")
     for job in listed:
         made.add_row(
             str(job["id"]),
             job["state"],
             job["trigger"],
-            f"{job['step_number']}/12 {job['step'] or ''}",
+            f"{job['step_number']}/12",
             str(job["rows"].get("new", "")),
-            str(job["rows"].get("cleaned", "")),
             moment(job["requested_at"]),
             _seconds(job),
-            escape(_result(job)),
+            str(job["result"].get("version", "")),
         )
     console = Console()
     console.print(made)
-    for line in found["log"] if job_id else []:
+    if not job_id:
+        return
+    console.print(f"\n{_result(found)}", highlight=False, markup=False)
+    for line in found["log"]:
         console.print(
             f"{moment(line['at'])}  step {line['step']:>2}  {escape(line['note'])}", highlight=False
         )
@@ -122,15 +125,15 @@ def settings(*, as_json: bool) -> None:
         {
             "name": variable(name),
             "default": str(field.get_default()),
-            "value": _masked(getattr(current, name)),
             "meaning": field.description or "",
+            "value": _masked(getattr(current, name)),
         }
         for name, field in Settings.model_fields.items()
     ]
     if as_json:
         print_json(rows)
         return
-    made = table("name", "default", "value", "meaning")
+    made = table("name", "default", "meaning", "value", wraps="meaning")
     for row in rows:
         made.add_row(*(escape(text) for text in row.values()))
     Console().print(made)
@@ -142,8 +145,10 @@ def figure(value: float | None) -> str:
 
 
 def moment(value: str) -> str:
-    """A time of the API in local time, to the second."""
-    return datetime.fromisoformat(value).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    """A time of the API in local time, to the second; the day too unless it is today."""
+    local = datetime.fromisoformat(value).astimezone()
+    today = local.date() == datetime.now().astimezone().date()
+    return local.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S")
 
 
 def _masked(value: object) -> str:

@@ -199,9 +199,11 @@ def settle(
     _update(
         session,
         claim,
-        "state = :state, finished_at = now(), lease_until = NULL, error = NULL,"
-        " progress = 1, rows = CAST(:rows AS jsonb), result = CAST(:result AS jsonb)",
+        "state = :state, finished_at = now(), lease_until = NULL, error = NULL, progress = 1,"
+        " rows = CAST(:rows AS jsonb), result = CAST(:result AS jsonb)"
+        + ("" if state == "skipped" else ", step = :step, step_number = :n"),
         state=state,
+        **({} if state == "skipped" else {"step": STEPS[-1], "n": len(STEPS)}),
         rows=orjson.dumps(dict(rows), option=orjson.OPT_SERIALIZE_NUMPY).decode(),
         result=orjson.dumps(dict(result), option=orjson.OPT_SERIALIZE_NUMPY).decode(),
     )

@@ -1,0 +1,60 @@
+"""What the services of a stack run: the API, the Celery workers, beat and Flower."""
+
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from cli.processes import Command
+
+API = "api"
+FLOWER_PORT = 5555
+
+
+def commands(
+    *, port: int, workers: int, flower: bool, logs: Path, cwd: Path, env: Mapping[str, str]
+) -> list[Command]:
+    """The services in the order in which they start; they stop in the opposite one.
+
+    Args:
+        port: where the API listens on 127.0.0.1.
+        workers: how many retrain workers; there is always one job at a time.
+        flower: whether Flower watches.
+        logs: where each writes `<name>.log`.
+        cwd: where they work. Not the user's directory: a package `api` there would be taken for ours.
+        env: their whole environment.
+    """
+
+    def service(name: str, *arguments: str, grace: float = 15.0, **more: str) -> Command:
+        return Command(
+            name=name,
+            argv=[sys.executable, "-m", *arguments],
+            log=logs / f"{name}.log",
+            env={**env, **more},
+            cwd=cwd,
+            stops=((signal.SIGTERM, grace),),
+        )
+
+    def worker(name: str, queue: str) -> Command:
+        # fmt: off
+        return service(
+            name, "celery", "-A", "worker.app", "worker", "-Q", queue, "--concurrency", "1",
+            "-n", f"{name}@%h", "--loglevel", "info", grace=20.0,
+            # SIGTERM as SIGQUIT: a soft shutdown, in which a task that trains gives its job back.
+            REMAP_SIGTERM="SIGQUIT",
+        )
+        # fmt: on
+
+    # fmt: off
+    found = [worker(f"retrain{number}", "retrain") for number in range(1, workers + 1)]
+    found.append(worker("upkeep", "upkeep"))
+    if flower:
+        found.append(service("flower", "celery", "-A", "worker.app", "flower",
+                             f"--port={FLOWER_PORT}", "--address=127.0.0.1"))
+    found.append(service("beat", "celery", "-A", "worker.app", "beat",
+                         "--scheduler", "celery.beat:Scheduler", "--loglevel", "info"))
+    found.append(service(API, "uvicorn", "--factory", "api.main:create_app", "--host", "127.0.0.1",
+                         "--port", str(port), "--loop", "uvloop", "--http", "httptools", "--no-access-log",
+                         "--timeout-graceful-shutdown", "10"))
+    # fmt: on
+    return found
