@@ -18,9 +18,10 @@ from api.tally import Tally
 from shared.artifacts import ArtifactStore
 from shared.counter import connect, connect_async, redis_url
 from shared.database import database_url, make_engine, make_sessions
+from shared.errors import SettingsError
 from shared.logs import configure_logs
 from shared.queue import make_celery
-from shared.settings import Settings, load_settings
+from shared.settings import Settings, settings_or_exit
 
 DESCRIPTION = "A prediction service that learns from the true labels you send back."
 
@@ -29,11 +30,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """Build the service. Nothing is connected before it starts.
 
     Raises:
-        SettingsError: a setting is wrong or missing.
+        SystemExit: a setting is wrong or missing; its one line names the variable.
     """
-    settings = settings or load_settings()
+    settings = settings or settings_or_exit()
     configure_logs(settings)
-    database_url(settings), redis_url(settings)  # a missing one stops the start, not the first request
+    try:
+        database_url(settings), redis_url(settings)  # a missing one stops the start, not the first request
+    except SettingsError as exc:
+        raise SystemExit(exc.detail) from None
     app = FastAPI(
         title="Ratchet", version=version("ratchet"), description=DESCRIPTION, lifespan=_lifespan(settings)
     )

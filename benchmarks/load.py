@@ -57,7 +57,7 @@ class _Connection(asyncio.Protocol):
         self.failures += not head.startswith(b"HTTP/1.1 200")
         self._send()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         if not self.done.done():
             self.failures += 1
             self.done.set_result(None)

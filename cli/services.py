@@ -35,18 +35,20 @@ def commands(
             stops=((signal.SIGTERM, grace),),
         )
 
-    def worker(name: str, queue: str) -> Command:
+    def worker(name: str, queue: str, *more: str) -> Command:
         # fmt: off
         return service(
             name, "celery", "-A", "worker.app", "worker", "-Q", queue, "--concurrency", "1",
-            "-n", f"{name}@%h", "--loglevel", "info", grace=20.0,
+            "-n", f"{name}@%h", "--loglevel", "info", *more, grace=20.0,
             # SIGTERM as SIGQUIT: a soft shutdown, in which a task that trains gives its job back.
             REMAP_SIGTERM="SIGQUIT",
         )
         # fmt: on
 
     # fmt: off
-    found = [worker(f"retrain{number}", "retrain") for number in range(1, workers + 1)]
+    # One task a child: training's memory goes back to the system when its process ends.
+    one_task = ("--max-tasks-per-child", "1")
+    found = [worker(f"retrain{number}", "retrain", *one_task) for number in range(1, workers + 1)]
     found.append(worker("upkeep", "upkeep"))
     if flower:
         found.append(service("flower", "celery", "-A", "worker.app", "flower",

@@ -84,11 +84,12 @@ def judge(
 def print_verdict(verdict: Verdict, console: Console) -> None:
     """Print the summary, and what keeps the loop open if anything does."""
     counts, live = verdict.labels, verdict.live
+    waiting = counts["waiting"] + counts["claimed"]
     made = traffic_table(verdict.traffic)
     made.add_row(
         "[bold]Labels add up[/]",
         f"{verdict.traffic.labels_sent} sent, {counts['total']} in the database = "
-        f"{counts['trained']} trained on + {counts['waiting'] + counts['claimed']} waiting + {counts['superseded']} superseded",
+        f"{counts['trained']} trained on + {waiting} waiting + {counts['superseded']} superseded",
     )
     made.add_row("[bold]Threshold to live[/]", _seconds(verdict.seconds_to_live))
     made.add_row("[bold]Longest at the swap[/]", milliseconds(verdict.longest_during_swap_ms))

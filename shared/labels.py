@@ -17,6 +17,15 @@ SELECT given.n, p.outcome, p.new_labels
 FROM (SELECT * FROM json_to_recordset(:labels) AS r(n int, id uuid, value text) ORDER BY id, n) AS given,
      LATERAL put_label(given.id, given.value, true) AS p
 """)
+# Locked in the order in which `put_labels` corrects them: in any other, the two can deadlock.
+_CLAIM = text("""
+UPDATE labels SET job_id = :job WHERE id IN (
+    SELECT id FROM labels WHERE job_id IS NULL AND superseded_at IS NULL ORDER BY prediction_id FOR UPDATE)
+""")
+_RELEASE = text("""
+UPDATE labels SET job_id = NULL WHERE id IN (
+    SELECT id FROM labels WHERE job_id = :job AND superseded_at IS NULL ORDER BY prediction_id FOR UPDATE)
+""")
 _COUNTS = text("""
 SELECT count(*) AS total,
        count(*) FILTER (WHERE superseded_at IS NOT NULL) AS superseded,
@@ -74,16 +83,11 @@ def label_counts(session: Session) -> LabelCounts:
 
 def claim_waiting(session: Session, job_id: int) -> int:
     """Give every waiting label to a job; again is harmless. Answers how many the job has now."""
-    session.execute(
-        text("UPDATE labels SET job_id = :job WHERE job_id IS NULL AND superseded_at IS NULL"),
-        {"job": job_id},
-    )
+    session.execute(_CLAIM, {"job": job_id})
     held = text("SELECT count(*) FROM labels WHERE job_id = :job AND superseded_at IS NULL")
     return int(session.execute(held, {"job": job_id}).scalar_one())
 
 
 def release(session: Session, job_id: int) -> None:
     """Let a job's labels wait again, except those it lost to a correction."""
-    session.execute(
-        text("UPDATE labels SET job_id = NULL WHERE job_id = :job AND superseded_at IS NULL"), {"job": job_id}
-    )
+    session.execute(_RELEASE, {"job": job_id})

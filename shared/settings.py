@@ -146,3 +146,11 @@ def load_settings() -> Settings:
             for e in exc.errors(include_input=False)
         ]
         raise SettingsError("; ".join(faults)) from None
+
+
+def settings_or_exit() -> Settings:
+    """`load_settings` for a process's start: a wrong value ends it with one line on standard error."""
+    try:
+        return load_settings()
+    except SettingsError as exc:
+        raise SystemExit(f"ratchet: {exc.title.lower()}: {exc.detail}") from None

@@ -6,9 +6,9 @@ from celery.signals import setup_logging
 
 from shared.logs import configure_logs
 from shared.queue import make_celery
-from shared.settings import load_settings
+from shared.settings import load_settings, settings_or_exit
 
-app = make_celery(load_settings())
+app = make_celery(settings_or_exit())
 app.conf.include = ["worker.tasks"]
 
 

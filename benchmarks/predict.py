@@ -1,0 +1,142 @@
+"""What durable recording costs: `/predict` against the same route without recording, in one run.
+
+    .venv/bin/python -m benchmarks.predict [--seconds 5] [--rounds 3]
+
+One server core (each server is pinned to core 0, one at a time under load); this process and the
+servers' databases have the others. Postgres commits with fsync. Prints JSON lines and the ratio of the
+medians; the issue asks for at least 0.6 at 32 connections and one labelled row a request.
+"""
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from benchmarks.load import Result, play, post
+from cli.data import plans
+from cli.stack import Stack
+from shared.artifacts import ArtifactStore
+from shared.counter import connect
+from shared.database import make_engine, make_sessions
+from shared.queue import make_celery
+from shared.settings import Settings, variable
+from worker.bootstrap import bootstrap
+from worker.inference import infer
+from worker.retrain import run_job
+from worker.run import Context
+
+APPS = {"unrecorded": "benchmarks.unrecorded:create_app", "recorded": "api.main:create_app"}
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of load per measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each server, in turn")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="ratchet-bench-") as home, _trained(Path(home)) as env:
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, set(cores[1:]) or set(cores))
+        with (
+            _server(APPS["unrecorded"], env, cores[0]) as plain,
+            _server(APPS["recorded"], env, cores[0]) as full,
+        ):
+            _measure({"unrecorded": plain, "recorded": full}, options.seconds, options.rounds)
+
+
+def _measure(ports: dict[str, int], seconds: float, rounds: int) -> None:
+    example = httpx.get(f"http://127.0.0.1:{ports['recorded']}/openapi.json", trust_env=False).json()
+    body = example["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["example"]
+    batch = {name: value * 100 for name, value in body.items()}
+    for name, request, connections, rows in (
+        ("one row, 32 connections", body, 32, 1),
+        ("one row, 8 connections", body, 8, 1),
+        ("100 rows, 8 connections", batch, 8, 100),
+    ):
+        wire = [post("/predict", json.dumps(request).encode())]
+        found: dict[str, list[Result]] = {server: [] for server in ports}
+        for _ in range(rounds):
+            for server, port in ports.items():
+                found[server].append(play(port, wire, connections=connections, seconds=seconds))
+        rates = {s: statistics.median(result.rate for result in results) for s, results in found.items()}
+        p99 = {s: statistics.median(result.p99 for result in results) for s, results in found.items()}
+        print(
+            json.dumps(
+                {
+                    "case": name,
+                    "rows_per_second": {s: round(rate * rows) for s, rate in rates.items()},
+                    "p99_ms": {s: round(value, 2) for s, value in p99.items()},
+                    "failures": sum(r.failures for results in found.values() for r in results),
+                    "ratio": round(rates["recorded"] / rates["unrecorded"], 2),
+                }
+            ),
+            flush=True,
+        )
+
+
+@contextmanager
+def _trained(home: Path) -> Iterator[dict[str, str]]:
+    """Servers with version 1 live; yields the environment of an API on them. Nothing retrains."""
+    settings = Settings(home=home, threshold=10**9)
+    with Stack(settings=settings) as stack:
+        stack.start_servers()
+        urls = {"database_url": stack.database_url, "redis_url": stack.redis_url}
+        settings = Settings.model_validate({**settings.model_dump(), **urls})
+        sessions = make_sessions(make_engine(stack.database_url, name="benchmark"))
+        store = ArtifactStore(settings.artifacts)
+        frame = plans(3000)
+        job = bootstrap(frame, infer(frame, target="recommended_plan"), sessions=sessions, store=store)
+        run_job(
+            job,
+            Context(
+                settings=settings,
+                sessions=sessions,
+                store=store,
+                redis=connect(stack.redis_url),
+                celery=make_celery(settings),
+            ),
+        )
+        yield {
+            **os.environ,
+            **{variable(name): value for name, value in urls.items()},
+            "RATCHET_HOME": str(home),
+            "RATCHET_THRESHOLD": str(settings.threshold),
+        }
+
+
+@contextmanager
+def _server(app: str, env: dict[str, str], core: int) -> Iterator[int]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "uvicorn", "--factory", app, "--port", str(port), "--loop", "uvloop"]
+    process = subprocess.Popen(
+        [*command, "--http", "httptools", "--no-access-log", "--log-level", "error"],
+        env=env,
+        preexec_fn=lambda: os.sched_setaffinity(0, {core}),  # noqa: PLW1509 - one thread forks here
+    )
+    try:
+        while True:
+            assert process.poll() is None, f"{app} did not start"
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+if __name__ == "__main__":
+    main()
