@@ -1,5 +1,6 @@
 # Every target builds .venv from requirements.lock if it is missing or out of date.
 PYTHON ?= python3
+PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.built
@@ -34,7 +35,7 @@ lint: $(STAMP) ## ruff, mypy, import-linter, alembic check
 	@$(BIN)/ratchet migrate --check
 
 up: $(STAMP) ## a running stack on port 8000 that learns from made-up telecom data
-	@$(BIN)/ratchet up --data plans
+	@$(BIN)/ratchet up --data plans --port $(PORT)
 
 lock: ## renew the three lock files (needs uv's wheel)
 	@test -x $(VENV)-uv/bin/uv || { $(PYTHON) -m venv $(VENV)-uv && $(VENV)-uv/bin/pip install -q uv; }

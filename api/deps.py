@@ -92,7 +92,18 @@ def parse_json(body: bytes) -> Any:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as exc:
-        raise NotJSON(f"not JSON: {exc}") from None
+        raise NotJSON(f"not JSON: {_wrong_byte(body) or exc}") from None
+
+
+def _wrong_byte(body: bytes) -> str | None:
+    """Where a text stops being UTF-8, which orjson doesn't tell."""
+    try:
+        body.decode()
+    except UnicodeDecodeError as exc:
+        line = body.count(b"\n", 0, exc.start) + 1
+        column = exc.start - body.rfind(b"\n", 0, exc.start)
+        return f"a byte that is not UTF-8: line {line} column {column} (byte {exc.start})"
+    return None
 
 
 def json_body(model: type[Model], *, optional: bool = False) -> Callable[..., Coroutine[Any, Any, Model]]:

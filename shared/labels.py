@@ -21,6 +21,7 @@ FROM (SELECT * FROM json_to_recordset(:labels) AS r(n int, id uuid, value text) 
 _CLAIM = text("""
 UPDATE labels SET job_id = :job WHERE id IN (
     SELECT id FROM labels WHERE job_id IS NULL AND superseded_at IS NULL ORDER BY prediction_id FOR UPDATE)
+AND NOT EXISTS (SELECT 1 FROM labels WHERE job_id = :job)
 """)
 _RELEASE = text("""
 UPDATE labels SET job_id = NULL WHERE id IN (
@@ -82,7 +83,10 @@ def label_counts(session: Session) -> LabelCounts:
 
 
 def claim_waiting(session: Session, job_id: int) -> int:
-    """Give every waiting label to a job; again is harmless. Answers how many the job has now."""
+    """Give every waiting label to a job that has none yet; answers how many are the job's now.
+
+    A worker that takes a job over gets the labels of the first: what came since waits for the next job.
+    """
     session.execute(_CLAIM, {"job": job_id})
     held = text("SELECT count(*) FROM labels WHERE job_id = :job AND superseded_at IS NULL")
     return int(session.execute(held, {"job": job_id}).scalar_one())

@@ -3,8 +3,8 @@ from collections import Counter
 import numpy as np
 import orjson
 import pytest
-from tests.unit.samples import make_rows, make_signature
 
+from tests.unit.samples import make_rows, make_signature
 from worker.balancing import SAMPLERS, Sampler, balance
 from worker.preprocessing import Preprocessor, fit
 from worker.training import encode

@@ -1,9 +1,9 @@
 import numpy as np
 import orjson
 import pytest
-from tests.unit.samples import make_signature
 
 from shared.signature import Signature
+from tests.unit.samples import make_signature
 from worker.cleaning import clean, negatives_to_missing
 from worker.rows import Rows
 

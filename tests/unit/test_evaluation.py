@@ -1,9 +1,9 @@
 import numpy as np
 import orjson
 import pytest
-from tests.unit.samples import CATEGORICAL, NUMERIC, make_rows, make_signature
 from sklearn import metrics
 
+from tests.unit.samples import CATEGORICAL, NUMERIC, make_rows, make_signature
 from worker.evaluation import evaluate, gate, importance
 from worker.preprocessing import fit
 from worker.training import encode, train

@@ -4,10 +4,10 @@ import orjson
 import pytest
 from catboost import CatBoostClassifier
 from onnx import numpy_helper
-from tests.unit.samples import TEXTS, make_rows, make_signature
 
 from shared.errors import ParityError
 from shared.signature import Signature
+from tests.unit.samples import TEXTS, make_rows, make_signature
 from worker.balancing import balance
 from worker.export import Exported, check_parity, export, load_session, score
 from worker.graphs import run

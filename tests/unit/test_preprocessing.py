@@ -1,13 +1,13 @@
 import numpy as np
 import onnx
 import pytest
-from tests.unit.samples import CATEGORICAL, NUMERIC, TEXTS, make_rows, make_signature
 from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 
 from shared.signature import Signature
+from tests.unit.samples import CATEGORICAL, NUMERIC, TEXTS, make_rows, make_signature
 from worker.graphs import CHUNK
 from worker.preprocessing import Preprocessor, fit
 from worker.rows import Rows

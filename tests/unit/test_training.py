@@ -1,9 +1,9 @@
 import _catboost
 import numpy as np
 import pytest
-from tests.unit.samples import make_rows, make_signature
 
 from shared.errors import ClaimLost, JobSkipped
+from tests.unit.samples import make_rows, make_signature
 from worker.preprocessing import fit
 from worker.training import encode, train
 
