@@ -1,7 +1,7 @@
 """Keys: `Authorization: Bearer …`, compared in constant time."""
 
 import hmac
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pydantic import SecretStr
@@ -14,17 +14,19 @@ from shared.settings import Settings
 class Keys:
     """Named secrets; a key without a name is called by its position."""
 
-    by_name: Mapping[str, bytes]
+    entries: Sequence[tuple[str, bytes]]
 
     @classmethod
     def parse(cls, value: SecretStr | None, kind: str) -> "Keys":
         """Read `secret` or `name:secret`, comma separated."""
-        found: dict[str, bytes] = {}
+        found: list[tuple[str, bytes]] = []
         for entry in (value.get_secret_value() if value else "").split(","):
-            name, colon, secret = entry.strip().rpartition(":")
+            name, colon, secret = entry.strip().partition(":")
+            if not colon:
+                name, secret = f"{kind}-{len(found) + 1}", name
             if secret:
-                found[name if colon else f"{kind}-{len(found) + 1}"] = secret.encode()
-        return cls(by_name=found)
+                found.append((name, secret.encode()))
+        return cls(entries=tuple(found))
 
     def who(self, header: str | None) -> str:
         """The name of the key that an Authorization header carries.
@@ -38,7 +40,7 @@ class Keys:
             raise Unauthorized("send a key: Authorization: Bearer …")
         sent = key.strip().encode("latin-1", "replace")
         name = None
-        for candidate, secret in self.by_name.items():  # all of them, so that the time tells nothing
+        for candidate, secret in self.entries:  # all of them, so that the time tells nothing
             if hmac.compare_digest(secret, sent):
                 name = candidate
         if name is None:
@@ -60,8 +62,8 @@ class Auth:
         Raises:
             Unauthorized, Forbidden: as `Keys.who`.
         """
-        if self._api.by_name:
-            Keys(by_name={**self._admin.by_name, **self._api.by_name}).who(header)
+        if self._api.entries:
+            Keys(entries=(*self._admin.entries, *self._api.entries)).who(header)
 
     def check_admin(self, header: str | None) -> str:
         """The name of the admin who calls.
@@ -70,6 +72,6 @@ class Auth:
             Forbidden: no admin key is configured, or this is none.
             Unauthorized: no key was sent.
         """
-        if not self._admin.by_name:
+        if not self._admin.entries:
             raise Forbidden("no admin key is configured: set RATCHET_ADMIN_KEYS")
         return self._admin.who(header)

@@ -2,17 +2,21 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from importlib.metadata import version
+from typing import Any
 
+import structlog
 from fastapi import FastAPI
 
-from api import errors, openapi
+from api import errors
 from api.auth import Auth
 from api.deps import AppState
 from api.recorder import Recorder
-from api.routes import admin, health, labels, models, predictions, retrain, root
+from api.routes import admin, docs, health, labels, models, predictions, retrain, root
 from api.serving import Serving
 from api.tally import Tally
 from shared.artifacts import ArtifactStore
@@ -22,6 +26,8 @@ from shared.errors import SettingsError
 from shared.logs import configure_logs
 from shared.queue import make_celery
 from shared.settings import Settings, settings_or_exit
+
+log = structlog.get_logger()
 
 DESCRIPTION = "A prediction service that learns from the true labels you send back."
 
@@ -39,13 +45,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     except SettingsError as exc:
         raise SystemExit(exc.detail) from None
     app = FastAPI(
-        title="Ratchet", version=version("ratchet"), description=DESCRIPTION, lifespan=_lifespan(settings)
+        title="Ratchet",
+        version=version("ratchet"),
+        description=DESCRIPTION,
+        lifespan=_lifespan(settings),
+        openapi_url=None,  # routes/docs.py serves it, behind the key
     )
     errors.install(app)
-    for module in (root, labels, retrain, models, admin, health):
+    for module in (root, labels, retrain, models, admin, health, docs):
         app.include_router(module.router)
+    app.include_router(openapi.router)
     app.add_route("/predict", predictions.predict, methods=["POST"], include_in_schema=False)
-    app.openapi = lambda: openapi.build(app, app.state.ratchet.serving.loaded)  # type: ignore[method-assign]
     return app
 
 
@@ -56,13 +66,13 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
         app.state.ratchet = state
         await state.serving.refresh()
         async with AsyncExitStack() as stack:
-            recorder = asyncio.create_task(state.recorder.run())
+            recorder = _start(state.recorder.run())
             for background in (
                 state.serving.watch(),
                 state.serving.listen(redis_url(settings)),
                 state.tally.run(),
             ):
-                stack.push_async_callback(_cancel, asyncio.create_task(background))
+                stack.push_async_callback(_cancel, _start(background))
             _freeze()
             yield
             state.recorder.close()
@@ -102,6 +112,19 @@ def _freeze() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+
+
+def _start(background: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+    """Run a coroutine in the background; a fault nobody foresaw stops the process, to be started afresh."""
+    task = asyncio.create_task(background)
+    task.add_done_callback(_stop_on_fault)
+    return task
+
+
+def _stop_on_fault(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and (fault := task.exception()) is not None:
+        log.critical("a background task failed; this process stops", exc_info=fault)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def _cancel(task: "asyncio.Task[None]") -> None:

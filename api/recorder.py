@@ -61,14 +61,19 @@ class Recorder:
         return await pending.future
 
     async def run(self) -> None:
-        """Write batches until closed and empty."""
-        while not (self._closing and not self._queue):
-            await self._arrived.wait()
-            self._arrived.clear()
-            while batch := self._take():
-                await self._write(batch)
-        if self._connection is not None:
-            await self._connection.close()
+        """Write batches until closed and empty; whatever ends it, nobody waits for ever."""
+        batch: list[_Pending] = []
+        try:
+            while not (self._closing and not self._queue):
+                await self._arrived.wait()
+                self._arrived.clear()
+                while batch := self._take():
+                    await self._write(batch)
+        finally:
+            self._closing = True
+            left = [pending for pending in [*batch, *self._queue] if not pending.future.done()]
+            self._answer(left, [Unavailable("this process is shutting down")] * len(left))
+            await self._drop()
 
     def close(self) -> None:
         """Accept nothing more; `run` ends when what was accepted is written."""
@@ -138,11 +143,15 @@ class Recorder:
             task.exception()
 
     async def _attempt(self, writes: Sequence[Write]) -> list[Recorded | RatchetError]:
-        connection = self._connection
-        if connection is None or connection.closed:
-            options = connect_options("ratchet recorder", idle_ms=5000, lock_ms=1500)
-            connection = await psycopg.AsyncConnection.connect(self._url, autocommit=True, **options)
-            self._connection = connection
+        """Write on the one connection, or on a new one that becomes it unless this attempt came too late."""
+        if self._connection is not None and not self._connection.closed:
+            return await write_batch(self._connection, writes)
+        options = connect_options("ratchet recorder", idle_ms=5000, lock_ms=1500)
+        connection = await psycopg.AsyncConnection.connect(self._url, autocommit=True, **options)
+        if asyncio.current_task() in self._abandoned:
+            await connection.close()
+            return []
+        self._connection = connection
         return await write_batch(connection, writes)
 
     async def _apart(self, batch: Sequence[_Pending], exc: psycopg.Error) -> None:

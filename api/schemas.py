@@ -87,6 +87,13 @@ class RetrainIn(Body):
     force: bool = False
     reason: str | None = Field(None, max_length=1000)
 
+    @field_validator("reason")
+    @classmethod
+    def _storable(cls, value: str | None) -> str | None:
+        if value and "\x00" in value:
+            raise ValueError("a reason with a NUL character")
+        return value
+
 
 class LogLine(BaseModel):
     """One step of a job."""

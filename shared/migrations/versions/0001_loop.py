@@ -14,6 +14,45 @@ depends_on: str | Sequence[str] | None = None
 
 def upgrade() -> None:
     """Create them."""
+    _predictions()
+    _request_ids()
+    _signatures()
+    _retrain_jobs()
+    _dataset_parts()
+    _labels()
+    _model_versions()
+    _deployments()
+
+
+def downgrade() -> None:
+    """Drop them."""
+    op.drop_index(
+        "uq_deployments_root", table_name="deployments", postgresql_where=sa.text("previous_id IS NULL")
+    )
+    op.drop_table("deployments")
+    op.drop_table("model_versions")
+    op.drop_index("uq_labels_current", table_name="labels", postgresql_where=sa.text("superseded_at IS NULL"))
+    op.drop_index(
+        "ix_labels_waiting",
+        table_name="labels",
+        postgresql_where=sa.text("job_id IS NULL AND superseded_at IS NULL"),
+    )
+    op.drop_index("ix_labels_job", table_name="labels", postgresql_where=sa.text("job_id IS NOT NULL"))
+    op.drop_index("ix_labels_history", table_name="labels")
+    op.drop_table("labels")
+    op.drop_table("dataset_parts")
+    op.drop_index(
+        "uq_retrain_jobs_active",
+        table_name="retrain_jobs",
+        postgresql_where=sa.text("state IN ('queued', 'running')"),
+    )
+    op.drop_table("retrain_jobs")
+    op.drop_table("signatures")
+    op.drop_table("request_ids")
+    op.drop_table("predictions")
+
+
+def _predictions() -> None:
     op.create_table(
         "predictions",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -28,12 +67,18 @@ def upgrade() -> None:
         sa.CheckConstraint("source IN ('raw', 'inputs')", name=op.f("ck_predictions_source")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_predictions")),
     )
+
+
+def _request_ids() -> None:
     op.create_table(
         "request_ids",
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("prediction_id", sa.Uuid(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_request_ids")),
     )
+
+
+def _signatures() -> None:
     op.create_table(
         "signatures",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
@@ -42,6 +87,9 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_signatures")),
     )
+
+
+def _retrain_jobs() -> None:
     op.create_table(
         "retrain_jobs",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
@@ -87,6 +135,9 @@ def upgrade() -> None:
         unique=True,
         postgresql_where=sa.text("state IN ('queued', 'running')"),
     )
+
+
+def _dataset_parts() -> None:
     op.create_table(
         "dataset_parts",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
@@ -103,6 +154,9 @@ def upgrade() -> None:
         sa.UniqueConstraint("job_id", name=op.f("uq_dataset_parts_job_id")),
         sa.UniqueConstraint("key", name=op.f("uq_dataset_parts_key")),
     )
+
+
+def _labels() -> None:
     op.create_table(
         "labels",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
@@ -133,6 +187,9 @@ def upgrade() -> None:
         unique=True,
         postgresql_where=sa.text("superseded_at IS NULL"),
     )
+
+
+def _model_versions() -> None:
     op.create_table(
         "model_versions",
         sa.Column("version", sa.BigInteger(), autoincrement=False, nullable=False),
@@ -155,6 +212,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("version", name=op.f("pk_model_versions")),
         sa.UniqueConstraint("job_id", name=op.f("uq_model_versions_job_id")),
     )
+
+
+def _deployments() -> None:
     op.create_table(
         "deployments",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
@@ -185,31 +245,3 @@ def upgrade() -> None:
         unique=True,
         postgresql_where=sa.text("previous_id IS NULL"),
     )
-
-
-def downgrade() -> None:
-    """Drop them."""
-    op.drop_index(
-        "uq_deployments_root", table_name="deployments", postgresql_where=sa.text("previous_id IS NULL")
-    )
-    op.drop_table("deployments")
-    op.drop_table("model_versions")
-    op.drop_index("uq_labels_current", table_name="labels", postgresql_where=sa.text("superseded_at IS NULL"))
-    op.drop_index(
-        "ix_labels_waiting",
-        table_name="labels",
-        postgresql_where=sa.text("job_id IS NULL AND superseded_at IS NULL"),
-    )
-    op.drop_index("ix_labels_job", table_name="labels", postgresql_where=sa.text("job_id IS NOT NULL"))
-    op.drop_index("ix_labels_history", table_name="labels")
-    op.drop_table("labels")
-    op.drop_table("dataset_parts")
-    op.drop_index(
-        "uq_retrain_jobs_active",
-        table_name="retrain_jobs",
-        postgresql_where=sa.text("state IN ('queued', 'running')"),
-    )
-    op.drop_table("retrain_jobs")
-    op.drop_table("signatures")
-    op.drop_table("request_ids")
-    op.drop_table("predictions")
