@@ -104,7 +104,7 @@ class ArtifactStore:
             return {name: Stored(**entry) for name, entry in content["files"].items()}
         except OSError as exc:
             raise ArtifactError(f"{key}/{MANIFEST}: {exc.strerror}") from exc
-        except (orjson.JSONDecodeError, KeyError, TypeError) as exc:
+        except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError) as exc:
             raise ArtifactError(f"{key}/{MANIFEST}: not a manifest") from exc
 
     def check_file(self, key: str, expected: Stored) -> Path:

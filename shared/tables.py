@@ -198,7 +198,8 @@ class Label(Base):
             "id",
             postgresql_where=text("job_id IS NULL AND superseded_at IS NULL"),
         ),
-        Index("ix_labels_history", "prediction_id"),
+        # partial, so that a new label pays for one index on predictions and not for two
+        Index("ix_labels_history", "prediction_id", postgresql_where=text("superseded_at IS NOT NULL")),
         Index("ix_labels_job", "job_id", postgresql_where=text("job_id IS NOT NULL")),
         CheckConstraint("length(value) BETWEEN 1 AND 200", name="value"),
     )

@@ -38,7 +38,9 @@ def downgrade() -> None:
         postgresql_where=sa.text("job_id IS NULL AND superseded_at IS NULL"),
     )
     op.drop_index("ix_labels_job", table_name="labels", postgresql_where=sa.text("job_id IS NOT NULL"))
-    op.drop_index("ix_labels_history", table_name="labels")
+    op.drop_index(
+        "ix_labels_history", table_name="labels", postgresql_where=sa.text("superseded_at IS NOT NULL")
+    )
     op.drop_table("labels")
     op.drop_table("dataset_parts")
     op.drop_index(
@@ -169,7 +171,13 @@ def _labels() -> None:
         sa.ForeignKeyConstraint(["job_id"], ["retrain_jobs.id"], name=op.f("fk_labels_job_id_retrain_jobs")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_labels")),
     )
-    op.create_index("ix_labels_history", "labels", ["prediction_id"], unique=False)
+    op.create_index(
+        "ix_labels_history",
+        "labels",
+        ["prediction_id"],
+        unique=False,
+        postgresql_where=sa.text("superseded_at IS NOT NULL"),
+    )
     op.create_index(
         "ix_labels_job", "labels", ["job_id"], unique=False, postgresql_where=sa.text("job_id IS NOT NULL")
     )

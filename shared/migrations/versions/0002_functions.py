@@ -53,7 +53,8 @@ BEGIN
         outcome := 'accepted'; new_labels := 1; RETURN;
     END IF;
     IF old.value = label OR (NOT may_revert AND EXISTS (
-        SELECT 1 FROM labels WHERE prediction_id = prediction AND value = label)) THEN
+        SELECT 1 FROM labels
+        WHERE prediction_id = prediction AND value = label AND superseded_at IS NOT NULL)) THEN
         outcome := 'repeated'; RETURN;
     END IF;
     UPDATE labels SET superseded_at = now() WHERE id = old.id;
