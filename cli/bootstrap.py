@@ -88,7 +88,8 @@ def bootstrap(
     try:
         store = ArtifactStore(settings.artifacts)
         job_id = request(frame, inferred, sessions=sessions, store=store, id_column=id_column)
-        send_retrain(make_celery(settings), sessions, job_id)
+        with make_celery(settings) as celery:
+            send_retrain(celery, sessions, job_id)
         return _wait(sessions, job_id, report)
     finally:
         engine.dispose()

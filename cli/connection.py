@@ -66,7 +66,6 @@ class Client:
         self._admin = _first_key(settings.admin_keys)
         self._admin = self._admin or (admin_key(settings.home) if state else "")
         self.api_key = _first_key(settings.api_keys) or self._admin
-        self._http = httpx.Client(base_url=url, timeout=TIMEOUT, trust_env=False)
 
     def get(self, path: str) -> httpx.Response:
         """GET a path.
@@ -87,7 +86,8 @@ class Client:
     def _send(self, method: str, path: str, key: str, body: object = None) -> httpx.Response:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
-            response = self._http.request(method, path, headers=headers, json=body)
+            with httpx.Client(base_url=self.url, timeout=TIMEOUT, trust_env=False) as http:
+                response = http.request(method, path, headers=headers, json=body)
         except httpx.HTTPError as exc:
             raise Refused(f"{self.url} does not answer ({type(exc).__name__})") from exc
         if response.is_error:

@@ -103,16 +103,17 @@ def _schema(engine: Engine, settings: Settings) -> str:
 
 
 def _redis(settings: Settings) -> str:
-    client = connect(redis_url(settings))
-    client.ping()
-    policy = client.config_get("maxmemory-policy").get("maxmemory-policy")
+    with connect(redis_url(settings)) as client:
+        client.ping()
+        policy = client.config_get("maxmemory-policy").get("maxmemory-policy")
     if policy != "noeviction":
         raise _Sick(f"maxmemory-policy is {policy}", "set it to noeviction: messages must not be evicted")
     return "answers"
 
 
 def _workers(settings: Settings) -> str:
-    found = make_celery(settings).control.inspect(timeout=ANSWER_SECONDS).active_queues() or {}
+    with make_celery(settings) as celery:
+        found = celery.control.inspect(timeout=ANSWER_SECONDS).active_queues() or {}
     served = {queue["name"] for queues in found.values() for queue in queues}
     missing = {RETRAIN_QUEUE, UPKEEP_QUEUE} - served
     if missing:

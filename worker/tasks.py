@@ -3,6 +3,7 @@
 from functools import lru_cache
 
 from celery import Task, shared_task
+from redis import Redis
 
 from shared import upkeep
 from shared.artifacts import ArtifactStore
@@ -19,6 +20,12 @@ def _sessions() -> Sessions:
     return make_sessions(make_engine(database_url(load_settings()), name="ratchet worker", size=2))
 
 
+@lru_cache(maxsize=1)
+def _redis() -> Redis:
+    """One pool a child, too."""
+    return connect(redis_url(load_settings()))
+
+
 @shared_task(bind=True, name=RETRAIN)
 def retrain(task: Task, *, job_id: int, trigger: str = "") -> str:  # noqa: ARG001 - Flower shows the trigger
     """Run a job. Heavy imports stay in here, out of the parent process."""
@@ -30,7 +37,7 @@ def retrain(task: Task, *, job_id: int, trigger: str = "") -> str:  # noqa: ARG0
         settings=settings,
         sessions=_sessions(),
         store=ArtifactStore(settings.artifacts),
-        redis=connect(redis_url(settings)),
+        redis=_redis(),
         celery=app,
         notify=lambda text: task.send_event("task-progress", result=text),
     )
@@ -44,7 +51,7 @@ def sweep() -> list[int]:
     return upkeep.sweep(
         sessions=_sessions(),
         celery=app,
-        redis=connect(redis_url(settings)),
+        redis=_redis(),
         store=ArtifactStore(settings.artifacts),
         settings=settings,
     )
@@ -53,4 +60,4 @@ def sweep() -> list[int]:
 @shared_task(name=RECONCILE)
 def reconcile() -> int:
     """Set the tally from Postgres."""
-    return upkeep.reconcile(sessions=_sessions(), redis=connect(redis_url(load_settings())))
+    return upkeep.reconcile(sessions=_sessions(), redis=_redis())
