@@ -54,7 +54,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     errors.install(app)
     for module in (root, labels, retrain, models, admin, health, docs):
         app.include_router(module.router)
-    app.include_router(openapi.router)
     app.add_route("/predict", predictions.predict, methods=["POST"], include_in_schema=False)
     return app
 

@@ -2,13 +2,10 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
+from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
 
-from api.deps import require_api_key
 from api.errors import MEDIA_TYPE
 from api.schemas import LabelsIn, Predict, Prediction, RetrainIn
 from api.serving import ServingPlan
@@ -49,32 +46,6 @@ _STATUSES = {
     "503": "no model yet, or Postgres does not answer; Retry-After says when to try again",
 }
 _ID = "0190a1b2-c3d4-7e5f-8a6b-7c8d9e0f1a2b"
-
-# Ours and not FastAPI's own, which know no keys: the document names features and classes.
-router = APIRouter(dependencies=[Depends(require_api_key)], include_in_schema=False)
-
-
-@router.get("/openapi.json")
-def document(request: Request) -> dict[str, Any]:
-    """The OpenAPI document."""
-    found: dict[str, Any] = request.app.openapi()
-    return found
-
-
-@router.get("/docs")
-def swagger(request: Request) -> HTMLResponse:
-    """The document as a page to try it on."""
-    return get_swagger_ui_html(openapi_url=_url(request), title=request.app.title)
-
-
-@router.get("/redoc")
-def redoc(request: Request) -> HTMLResponse:
-    """The document as a page to read."""
-    return get_redoc_html(openapi_url=_url(request), title=request.app.title)
-
-
-def _url(request: Request) -> str:
-    return str(request.scope.get("root_path", "")).rstrip("/") + "/openapi.json"
 
 
 def build(app: FastAPI, plan: ServingPlan | None) -> dict[str, Any]:
