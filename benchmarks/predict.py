@@ -14,26 +14,15 @@ import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 
 from benchmarks.load import Result, play, post
-from cli.data import plans
-from cli.stack import Stack
-from shared.artifacts import ArtifactStore
-from shared.counter import connect
-from shared.database import make_engine, make_sessions
-from shared.queue import make_celery
+from benchmarks.stage import trained
 from shared.settings import Settings, variable
-from worker.bootstrap import bootstrap
-from worker.inference import infer
-from worker.retrain import run_job
-from worker.run import Context
 
 APPS = {"unrecorded": "benchmarks.unrecorded:create_app", "recorded": "api.main:create_app"}
 
@@ -44,7 +33,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of load per measurement")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each server, in turn")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="ratchet-bench-") as home, _trained(Path(home)) as env:
+    with trained() as context:
+        env = {**os.environ, **_variables(context.settings)}
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, set(cores[1:]) or set(cores))
         with (
@@ -84,34 +74,15 @@ def _measure(ports: dict[str, int], seconds: float, rounds: int) -> None:
         )
 
 
-@contextmanager
-def _trained(home: Path) -> Iterator[dict[str, str]]:
-    """Servers with version 1 live; yields the environment of an API on them. Nothing retrains."""
-    settings = Settings(home=home, threshold=10**9)
-    with Stack(settings=settings) as stack:
-        stack.start_servers()
-        urls = {"database_url": stack.database_url, "redis_url": stack.redis_url}
-        settings = Settings.model_validate({**settings.model_dump(), **urls})
-        sessions = make_sessions(make_engine(stack.database_url, name="benchmark"))
-        store = ArtifactStore(settings.artifacts)
-        frame = plans(3000)
-        job = bootstrap(frame, infer(frame, target="recommended_plan"), sessions=sessions, store=store)
-        run_job(
-            job,
-            Context(
-                settings=settings,
-                sessions=sessions,
-                store=store,
-                redis=connect(stack.redis_url),
-                celery=make_celery(settings),
-            ),
-        )
-        yield {
-            **os.environ,
-            **{variable(name): value for name, value in urls.items()},
-            "RATCHET_HOME": str(home),
-            "RATCHET_THRESHOLD": str(settings.threshold),
-        }
+def _variables(settings: Settings) -> dict[str, str]:
+    assert settings.database_url is not None
+    assert settings.redis_url is not None
+    return {
+        variable("database_url"): settings.database_url.get_secret_value(),
+        variable("redis_url"): settings.redis_url.get_secret_value(),
+        variable("home"): str(settings.home),
+        variable("threshold"): str(settings.threshold),
+    }
 
 
 @contextmanager
