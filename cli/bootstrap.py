@@ -105,20 +105,6 @@ def has_model(settings: Settings) -> bool:
         engine.dispose()
 
 
-def bootstrap_frame(
-    frame: "pd.DataFrame",
-    *,
-    target: str,
-    database_url: str,
-    redis_url: str,
-    report: Report = lambda _step, _done: None,
-) -> int:
-    """Make version 1 on a running stack without asking; answers the version."""
-    settings = with_urls(database_url, redis_url)
-    inferred = infer_columns(frame, Columns(target=target), settings)
-    return bootstrap(frame, inferred, settings=settings, report=report)
-
-
 def with_urls(database_url: str, redis_url: str) -> Settings:
     """The settings of this process on other servers."""
     urls = {"database_url": database_url, "redis_url": redis_url}

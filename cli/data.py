@@ -12,6 +12,7 @@ import pandas as pd
 from shared.errors import DataError
 
 PLANS_TARGET = "recommended_plan"
+NAMED = ("churn", "plans")
 CHURN_TARGET = "churn"
 CLASSES = ("Basic Plan", "Standard Plan", "Premium Plan", "Family Plan")
 CLEAN_ROWS = 3000

@@ -45,6 +45,7 @@ def demo(*, as_json: bool) -> int:
     folder = Path(tempfile.mkdtemp(prefix="ratchet-demo-"))
     found: list[Verdict] = []
     stop = threading.Event()
+    keep_logs = True
     try:
         settings = _settings(folder)
         with Stack(settings=settings, env=_env(settings), report=partial(_say, console, "yellow")) as stack:
@@ -54,13 +55,15 @@ def demo(*, as_json: bool) -> int:
                 stop.set()
                 with console.status("stopping"):
                     stack.remove()
+        keep_logs = bool(found[0].faults)
     except KeyboardInterrupt:
+        keep_logs = False
         _say(console, "yellow", "stopped")
         return 130
     except RatchetError as exc:
         _say(console, "red", f"{exc.title}: {exc.detail}")
     finally:
-        _tidy(folder, console, keep_logs=not found or bool(found[0].faults))
+        _tidy(folder, console, keep_logs=keep_logs)
     if not found:
         return 1
     if as_json:
@@ -172,7 +175,9 @@ def _watched_jobs(api: httpx.Client, progress: Progress) -> Iterator[None]:
     bars: dict[int, TaskID] = {}
 
     def watch() -> None:
-        while not over.wait(0.4):
+        ending = False
+        while not ending:  # once more at the end, to show how the last job ended
+            ending = over.wait(0.4)
             with contextlib.suppress(httpx.HTTPError):
                 for job in _get(api, "/retrain/jobs")[::-1]:
                     _show_job(job, bars, progress)

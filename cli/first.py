@@ -50,7 +50,7 @@ def bootstrap_file(file: Path, columns: Columns, *, ask: bool, as_json: bool) ->
 
 def bootstrap_data(database_url: str, redis_url: str, *, data: str, target: str | None) -> None:
     """Give a stack its first model, unless it has one."""
-    from cli.data import dataset
+    from cli.data import NAMED, dataset
     from cli.source import Source
 
     settings = with_urls(database_url, redis_url)
@@ -59,7 +59,7 @@ def bootstrap_data(database_url: str, redis_url: str, *, data: str, target: str 
         console.print(f"there is a model already: --data {escape(data)} is not used")
         return
     frame, column = dataset(data, target)
-    named = not Path(data).suffix
+    named = data in NAMED
     used = frame.head(FIRST_ROWS) if named else frame
     inferred = infer_columns(used, Columns(target=column), settings)
     _show(inferred, console)

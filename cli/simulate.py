@@ -1,20 +1,18 @@
 """Traffic as production has it: several connections, labels now and later, faults, resends."""
 
-import itertools
 import queue
-import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import orjson
 
 from cli.outcome import Answer, Tally, Traffic
+from cli.turns import Row, Turn, make_turns
 
 RETRY_SECONDS = 30.0
 """A request that found no answer in this time ends the traffic."""
@@ -22,23 +20,8 @@ RETRY_SECONDS = 30.0
 STOPPED_SECONDS = 3.0
 """The same once the traffic was asked to stop."""
 
-FAULTY_EVERY = 100
-Row = Mapping[str, float | str | None]
 Report = Callable[[int, int], None]
 """Hears, from any thread, of rows that were answered: how many, and the version that is live."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Turn:
-    """One request: its rows, their ids, the labels to send with it (None: not now) and all that is
-    known of them; `faulty` is a body to send before it that the API must refuse."""
-
-    due: float
-    rows: Sequence[Row]
-    ids: Sequence[str]
-    labels: Sequence[str | None]
-    truths: Sequence[str | None]
-    faulty: Mapping[str, Any] | None
 
 
 def simulate(
@@ -73,8 +56,8 @@ def simulate(
         stop: once set, no further row is sent.
     """
     stop = stop or threading.Event()
-    turns: queue.SimpleQueue[_Turn] = queue.SimpleQueue()
-    for turn in _turns(rows, labels, rate=rate, batch=batch, late_share=late_share, errors=errors):
+    turns: queue.SimpleQueue[Turn] = queue.SimpleQueue()
+    for turn in make_turns(rows, labels, rate=rate, batch=batch, late_share=late_share, errors=errors):
         turns.put(turn)
     headers = {"Content-Type": "application/json"}
     if api_key:
@@ -84,7 +67,13 @@ def simulate(
         _Player(turns, label_delay=label_delay, report=report, stop=stop, over=over)
         for _ in range(max(1, connections))
     ]
+    _play_all(players, api_url, headers, stop)
+    return Traffic.of(player.tally for player in players)
 
+
+def _play_all(
+    players: "Sequence[_Player]", api_url: str, headers: Mapping[str, str], stop: threading.Event
+) -> None:
     def play(player: _Player) -> None:
         # trust_env: a proxy of the environment is not for a server of ours
         with httpx.Client(
@@ -99,57 +88,6 @@ def simulate(
         except BaseException:
             stop.set()
             raise
-    return Traffic.of(player.tally for player in players)
-
-
-def _turns(
-    rows: Sequence[Row],
-    labels: Sequence[str | None],
-    *,
-    rate: float | None,
-    batch: int,
-    late_share: float,
-    errors: bool,
-) -> Iterator[_Turn]:
-    run, start = secrets.token_hex(6), time.monotonic()
-    faults = itertools.cycle(_FAULTS)
-    for first in range(0, len(rows), batch):
-        numbers = range(first, min(first + batch, len(rows)))
-        # Evenly spread, and the same in every run: late_share of the rows up to any row are late.
-        late = [int((n + 1) * late_share) > int(n * late_share) for n in numbers]
-        truths = [labels[n] for n in numbers]
-        faulty = errors and (first // FAULTY_EVERY) != (first + len(numbers)) // FAULTY_EVERY
-        yield _Turn(
-            due=start + first / rate if rate else start,
-            rows=[rows[n] for n in numbers],
-            ids=[f"{run}-{n}" for n in numbers],
-            labels=[None if later else truth for truth, later in zip(truths, late, strict=True)],
-            truths=truths,
-            faulty=next(faults)(dict(rows[first]), f"{run}-{first}-faulty") if faulty else None,
-        )
-
-
-def _unknown_feature(row: dict[str, Any], id: str) -> dict[str, Any]:
-    return {"raw_features": [{**row, "no such feature": 1.0}], "ids": [id]}
-
-
-def _wrong_type(row: dict[str, Any], id: str) -> dict[str, Any]:
-    name, value = next(
-        ((name, "not a number") for name, value in row.items() if isinstance(value, float)),
-        (next(iter(row)), ["no text"]),
-    )
-    return {"raw_features": [{**row, name: value}], "ids": [id]}
-
-
-def _empty_label(row: dict[str, Any], id: str) -> dict[str, Any]:
-    return {"raw_features": [row], "ids": [id], "true_labels": [""]}
-
-
-def _too_many_labels(row: dict[str, Any], id: str) -> dict[str, Any]:
-    return {"raw_features": [row], "ids": [id], "true_labels": [None, None]}
-
-
-_FAULTS = (_unknown_feature, _wrong_type, _empty_label, _too_many_labels)
 
 
 class _Player:
@@ -157,7 +95,7 @@ class _Player:
 
     def __init__(
         self,
-        turns: "queue.SimpleQueue[_Turn]",
+        turns: "queue.SimpleQueue[Turn]",
         *,
         label_delay: float,
         report: Report,
@@ -186,7 +124,7 @@ class _Player:
             self._send_late(client, until=time.monotonic())
         self._send_late(client, until=float("inf"))
 
-    def _send(self, client: httpx.Client, turn: _Turn) -> None:
+    def _send(self, client: httpx.Client, turn: Turn) -> None:
         body: dict[str, Any] = {"raw_features": turn.rows, "ids": turn.ids}
         if any(label is not None for label in turn.labels):
             body["true_labels"] = turn.labels

@@ -89,14 +89,11 @@ def infer(
     known = labelled(frame, target)
     _check_names(frame, target, id_column, categorical=categorical, numeric=numeric, drop=drop)
     classes = _classes(known, target)
-    given = {name: _Finding(reason="dropped on request") for name in drop}
-    given |= {name: _Finding(kind="categorical") for name in categorical}
-    given |= {name: _Finding(kind="numeric") for name in numeric}
-    if id_column:
-        given[id_column] = _Finding(reason="it identifies the row")
-    names = [str(name) for name in frame]
+    given = _given(id_column, categorical=categorical, numeric=numeric, drop=drop)
     findings = {
-        name: given.get(name) or _examine(frame[name], max_categories) for name in names if name != target
+        name: given.get(name) or _examine(frame[name], max_categories)
+        for name in map(str, frame)
+        if name != target
     }
     small = (f"class {name!r} has {n} rows, few to learn from" for name, n in classes.items() if n < FEW_ROWS)
     said = (f"{name}: {finding.warning}" for name, finding in findings.items() if finding.warning)
@@ -115,6 +112,16 @@ def infer(
         rows=len(known),
         unlabelled=len(frame) - len(known),
     )
+
+
+def _given(
+    id_column: str | None, *, categorical: Sequence[str], numeric: Sequence[str], drop: Sequence[str]
+) -> dict[str, _Finding]:
+    """What the user says of columns."""
+    given = {name: _Finding(reason="dropped on request") for name in drop}
+    given |= {name: _Finding(kind="categorical") for name in categorical}
+    given |= {name: _Finding(kind="numeric") for name in numeric}
+    return given | ({id_column: _Finding(reason="it identifies the row")} if id_column else {})
 
 
 def _no_feature(target: str, left_out: dict[str, str]) -> NoReturn:
