@@ -144,15 +144,19 @@ class Recorder:
 
     async def _attempt(self, writes: Sequence[Write]) -> list[Recorded | RatchetError]:
         """Write on the one connection, or on a new one that becomes it unless this attempt came too late."""
-        if self._connection is not None and not self._connection.closed:
-            return await write_batch(self._connection, writes)
-        options = connect_options("ratchet recorder", idle_ms=5000, lock_ms=1500)
-        connection = await psycopg.AsyncConnection.connect(self._url, autocommit=True, **options)
-        if asyncio.current_task() in self._abandoned:
-            await connection.close()
-            return []
-        self._connection = connection
-        return await write_batch(connection, writes)
+        connection = self._connection
+        if connection is None or connection.closed:
+            options = connect_options("ratchet recorder", idle_ms=5000, lock_ms=1500)
+            connection = await psycopg.AsyncConnection.connect(self._url, autocommit=True, **options)
+            if asyncio.current_task() in self._abandoned:
+                await connection.close()
+                return []
+            self._connection = connection
+        try:
+            return await write_batch(connection, writes)
+        finally:
+            if self._connection is not connection:  # given up meanwhile: nobody else will close it
+                await connection.close()
 
     async def _apart(self, batch: Sequence[_Pending], exc: psycopg.Error) -> None:
         """One request's data can't fail the others: write each alone."""

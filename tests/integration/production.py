@@ -1,27 +1,30 @@
 """What production leaves in Postgres: predictions and their labels, written without the API."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
 import orjson
 import pandas as pd
-from sqlalchemy import text
+import pytest
+from sqlalchemy import CursorResult, text
+from sqlalchemy.orm import Session
 
 from cli.data import PLANS_TARGET, plans
 from shared import jobs, labels, registry
 from shared.database import Sessions
+from shared.jobs import Claim
 from shared.labels import Put
 from shared.settings import Settings
 from shared.signature import dump_features
 from shared.tables import Deployment, Job, Label, Version
 from tests.conftest import BOOTSTRAP_ROWS
 from worker import columns
-from worker.run import Context
+from worker.run import Context, Run
 
 _PREDICT = text("""
 INSERT INTO predictions (id, deployment_id, version, signature_id, predicted, probabilities, features, source)
-SELECT id, 1, 1, :signature, 'Basic Plan', '[]', features, 'raw'
+SELECT id, 1, 1, 1, 'Basic Plan', '[]', features, 'raw'
 FROM json_to_recordset(:rows) AS r(id uuid, features json)
 """)
 
@@ -46,12 +49,8 @@ def predict(sessions: Sessions, frame: pd.DataFrame) -> list[UUID]:
     """One prediction per row of plans; answers their ids."""
     with sessions.begin() as session:
         signature = registry.signature(session, 1)
-        rows = [
-            {"id": str(uuid4()), "features": orjson.Fragment(dump_features(row))}
-            for row in columns.records(frame, signature.features)
-        ]
-        session.execute(_PREDICT, {"signature": signature.id, "rows": orjson.dumps(rows).decode()})
-    return [UUID(row["id"]) for row in rows]
+        rows = columns.records(frame, signature.features)
+        return _insert(session, [dump_features(row) for row in rows])
 
 
 def put(sessions: Sessions, ids: Sequence[UUID], values: Sequence[str]) -> list[Put]:
@@ -69,10 +68,36 @@ def send(sessions: Sessions, frame: pd.DataFrame) -> list[UUID]:
 
 def bare_predictions(sessions: Sessions, count: int) -> list[UUID]:
     """Predictions without features worth training on, where no signature is stored."""
-    rows = [{"id": str(uuid4()), "features": {}} for _ in range(count)]
     with sessions.begin() as session:
-        session.execute(_PREDICT, {"signature": 1, "rows": orjson.dumps(rows).decode()})
-    return [UUID(str(row["id"])) for row in rows]
+        return _insert(session, [b"{}"] * count)
+
+
+def _insert(session: Session, features: Sequence[bytes]) -> list[UUID]:
+    ids = sorted(uuid4() for _ in features)  # one after the other in time, as the recorder's are
+    rows = [
+        {"id": str(key), "features": orjson.Fragment(row)} for key, row in zip(ids, features, strict=True)
+    ]
+    session.execute(_PREDICT, {"rows": orjson.dumps(rows).decode()})
+    return ids
+
+
+def wait_in_line(sessions: Sessions, count: int) -> None:
+    """That many labels, which wait."""
+    put(sessions, bare_predictions(sessions, count), ["yes"] * count)
+
+
+def before_step(monkeypatch: pytest.MonkeyPatch, step: int, happening: Callable[[], object]) -> None:
+    """Let something happen, once, just before a step of the workflow begins."""
+    plain = Run.at
+    happened: list[int] = []
+
+    def at(run: Run, number: int, note: str = "", *, part: float = 0.0) -> None:
+        if number == step and not happened:
+            happened.append(step)
+            happening()
+        plain(run, number, note, part=part)
+
+    monkeypatch.setattr(Run, "at", at)
 
 
 def start_job(context: Context) -> int:
@@ -95,7 +120,32 @@ def execute(sessions: Sessions, statement: str, **values: Any) -> list[Any]:
     """Run one statement and commit; answers its rows."""
     with sessions.begin() as session:
         result = session.execute(text(statement), values)
-        return list(result) if result.returns_rows else []
+        return list(result) if isinstance(result, CursorResult) and result.returns_rows else []
+
+
+def claim(sessions: Sessions, settings: Settings, job_id: int) -> Claim | None:
+    """Claim a job, as a worker does first."""
+    with sessions.begin() as session:
+        return jobs.claim(session, job_id, settings)
+
+
+def taken(sessions: Sessions, settings: Settings, job_id: int) -> Claim:
+    """The claim of a job that is free."""
+    found = claim(sessions, settings, job_id)
+    assert found is not None
+    return found
+
+
+def end(sessions: Sessions, job_id: int, state: str, *, minutes_ago: float = 0) -> None:
+    """The job is settled, and has been for a while."""
+    execute(
+        sessions,
+        "UPDATE retrain_jobs SET state = :state, lease_until = NULL,"
+        " finished_at = now() - make_interval(secs => :ago) WHERE id = :id",
+        state=state,
+        ago=minutes_ago * 60,
+        id=job_id,
+    )
 
 
 def expire_lease(sessions: Sessions, job_id: int) -> None:

@@ -1,4 +1,4 @@
-"""Jobs in Postgres: one at a time, under a lease and a fence, started only when due."""
+"""Jobs in Postgres: one at a time, under a lease and a fence."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from shared.errors import ClaimLost, Conflict, NoModel, NotFound
 from shared.jobs import Claim
 from shared.settings import Settings
 from tests.integration import production
-from tests.integration.production import execute, expire_lease, job_of
+from tests.integration.production import claim, end, execute, expire_lease, job_of, taken, wait_in_line
 
 Ask = Callable[[Sessions, Settings, Claim], object]
 
@@ -33,44 +33,6 @@ def insert(sessions: Sessions, trigger: str) -> int:
     return made
 
 
-def claim(sessions: Sessions, settings: Settings, job_id: int) -> Claim | None:
-    with sessions.begin() as session:
-        return jobs.claim(session, job_id, settings)
-
-
-def taken(sessions: Sessions, settings: Settings, job_id: int) -> Claim:
-    found = claim(sessions, settings, job_id)
-    assert found is not None
-    return found
-
-
-def end(sessions: Sessions, job_id: int, state: str, *, minutes_ago: float = 0) -> None:
-    execute(
-        sessions,
-        "UPDATE retrain_jobs SET state = :state, lease_until = NULL,"
-        " finished_at = now() - make_interval(secs => :ago) WHERE id = :id",
-        state=state,
-        ago=minutes_ago * 60,
-        id=job_id,
-    )
-
-
-def is_due(sessions: Sessions, settings: Settings) -> bool:
-    with sessions.begin() as session:
-        return jobs.is_due(session, settings)
-
-
-def request(sessions: Sessions, settings: Settings) -> int | None:
-    with sessions.begin() as session:
-        return jobs.request_due(session, settings)
-
-
-def wait_in_line(sessions: Sessions, count: int) -> None:
-    """That many labels, which wait."""
-    ids = production.bare_predictions(sessions, count)
-    production.put(sessions, ids, ["yes"] * count)
-
-
 def test_of_jobs_inserted_at_once_one_is_active(sessions: Sessions) -> None:
     execute(sessions, "INSERT INTO signatures (target, features) VALUES ('t', '[]')")
     together = Barrier(5)
@@ -85,24 +47,6 @@ def test_of_jobs_inserted_at_once_one_is_active(sessions: Sessions) -> None:
         made = [job_id for job_id in pool.map(try_insert, range(5)) if job_id is not None]
     assert len(made) == 1
     assert execute(sessions, "SELECT id FROM retrain_jobs") == [(made[0],)]
-
-
-def test_of_due_jobs_requested_at_once_one_is_inserted(
-    live_sessions: Sessions, live_settings: Settings
-) -> None:
-    wait_in_line(live_sessions, live_settings.threshold)
-    together = Barrier(5)
-
-    def try_request(_: int) -> int | None:
-        with live_sessions.begin() as session:
-            session.execute(text("SELECT 1"))
-            together.wait(10)
-            return jobs.request_due(session, live_settings)
-
-    with ThreadPoolExecutor(5) as pool:
-        made = [job_id for job_id in pool.map(try_request, range(5)) if job_id is not None]
-    assert len(made) == 1
-    assert job_of(live_sessions, made[0]).trigger == "threshold"
 
 
 def test_the_table_itself_refuses_a_second_active_job(sessions: Sessions, job_id: int) -> None:
@@ -295,98 +239,6 @@ def test_labels_of_a_settled_job_are_trained_unless_it_was_skipped(
     job, counts = job_of(sessions, job_id), production.counts(sessions)
     assert (job.state, job.progress, job.rows, job.result) == (state, 1, {"new": 3}, {"x": None})
     assert (counts.trained, counts.waiting, counts.claimed) == (trained, 3 - trained, 0)
-
-
-def test_no_job_is_due_below_the_threshold(live_sessions: Sessions, live_settings: Settings) -> None:
-    wait_in_line(live_sessions, live_settings.threshold - 1)
-    assert not is_due(live_sessions, live_settings)
-    assert request(live_sessions, live_settings) is None
-    assert len(execute(live_sessions, "SELECT 1 FROM retrain_jobs")) == 1  # the bootstrap's
-    wait_in_line(live_sessions, 1)
-    assert is_due(live_sessions, live_settings)
-
-
-def test_no_job_is_due_before_the_first_deployment(sessions: Sessions, settings: Settings) -> None:
-    execute(sessions, "INSERT INTO signatures (target, features) VALUES ('t', '[]')")
-    wait_in_line(sessions, settings.threshold)
-    assert request(sessions, settings) is None
-
-
-def test_no_job_is_due_while_one_is_active(live_sessions: Sessions, live_settings: Settings) -> None:
-    wait_in_line(live_sessions, live_settings.threshold)
-    active = request(live_sessions, live_settings)
-    assert active is not None
-    assert not is_due(live_sessions, live_settings)
-    taken(live_sessions, live_settings, active)
-    assert request(live_sessions, live_settings) is None
-
-
-@pytest.mark.parametrize("state", ["skipped", "failed"])
-def test_after_a_job_that_came_to_nothing_a_pause_holds(
-    live_sessions: Sessions, live_settings: Settings, state: str
-) -> None:
-    wait_in_line(live_sessions, live_settings.threshold)
-    job_id = request(live_sessions, live_settings)
-    assert job_id is not None
-    pause = live_settings.pause_minutes
-    end(live_sessions, job_id, state, minutes_ago=pause - 0.1)
-    execute(live_sessions, "UPDATE labels SET created_at = now() - interval '2 days'")
-    assert request(live_sessions, live_settings) is None
-    end(live_sessions, job_id, state, minutes_ago=pause)
-    assert request(live_sessions, live_settings) is not None
-
-
-def test_another_threshold_of_labels_ends_the_pause(live_sessions: Sessions, live_settings: Settings) -> None:
-    wait_in_line(live_sessions, live_settings.threshold)
-    job_id = request(live_sessions, live_settings)
-    assert job_id is not None
-    end(live_sessions, job_id, "skipped")
-    wait_in_line(live_sessions, live_settings.threshold - 1)
-    assert not is_due(live_sessions, live_settings)
-    wait_in_line(live_sessions, 1)
-    assert is_due(live_sessions, live_settings)
-
-
-def test_the_pause_doubles_each_time_and_is_at_most_a_day(
-    live_sessions: Sessions, live_settings: Settings
-) -> None:
-    wait_in_line(live_sessions, live_settings.threshold)
-    execute(live_sessions, "UPDATE labels SET created_at = now() - interval '9 days'")
-    pauses = [10, 20, 40, 80, 160, 320, 640, 1280, 1440, 1440]
-    for number, minutes in enumerate(pauses):
-        job_id = request(live_sessions, live_settings)
-        assert job_id is not None
-        state = ("skipped", "failed")[number % 2]
-        end(live_sessions, job_id, state, minutes_ago=minutes - 0.1)
-        assert not is_due(live_sessions, live_settings), minutes
-        end(live_sessions, job_id, state, minutes_ago=minutes)
-        assert is_due(live_sessions, live_settings), minutes
-
-
-def test_a_job_that_ended_well_starts_the_pauses_anew(
-    live_sessions: Sessions, live_settings: Settings
-) -> None:
-    wait_in_line(live_sessions, live_settings.threshold)
-    execute(live_sessions, "UPDATE labels SET created_at = now() - interval '9 days'")
-    for state in ("skipped", "skipped", "succeeded", "skipped"):
-        end(live_sessions, insert(live_sessions, "admin"), state, minutes_ago=10)
-    assert is_due(live_sessions, live_settings)
-
-
-@pytest.mark.parametrize("state", ["succeeded", "rejected"])
-def test_after_a_job_that_learned_no_pause_holds(
-    live_sessions: Sessions, live_settings: Settings, state: str
-) -> None:
-    wait_in_line(live_sessions, live_settings.threshold)
-    job_id = request(live_sessions, live_settings)
-    assert job_id is not None
-    own = taken(live_sessions, live_settings, job_id)
-    with live_sessions.begin() as session:
-        labels.claim_waiting(session, job_id)
-        jobs.settle(session, own, state, rows={}, result={})
-    assert not is_due(live_sessions, live_settings)  # its labels don't wait again
-    wait_in_line(live_sessions, live_settings.threshold)
-    assert is_due(live_sessions, live_settings)
 
 
 def test_an_admins_job_needs_a_model_and_a_waiting_label_or_force(

@@ -140,9 +140,9 @@ def test_a_claim_takes_what_waits_and_again_is_harmless(sessions: Sessions, job_
     assert claim(sessions, job_id) == 3
     assert claim(sessions, job_id) == 3
     put_one(sessions, ids[1], "corrected after it")
-    assert claim(sessions, job_id) == 3  # the correction is a waiting label, the job's old one is void
+    assert claim(sessions, job_id) == 2  # the correction waits for the next job, the job's own label is void
     assert [label.job_id for label in labels_of(sessions, ids[0])] == [None, job_id]
-    assert [label.job_id for label in labels_of(sessions, ids[1])] == [job_id, job_id]
+    assert [label.job_id for label in labels_of(sessions, ids[1])] == [job_id, None]
 
 
 def test_released_labels_wait_again_except_those_lost_to_a_correction(
