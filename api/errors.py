@@ -8,9 +8,10 @@ import orjson
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from shared.errors import Fault, Invalid, NotFound, RatchetError, Unauthorized, Unavailable
@@ -48,7 +49,9 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RatchetError, _domain)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
-    app.add_exception_handler(DBAPIError, _database)
+    app.add_exception_handler(OperationalError, _database)
+    app.add_exception_handler(InterfaceError, _database)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(PoolTimeout, _database)
     app.add_exception_handler(Exception, _unexpected)
 
@@ -85,6 +88,10 @@ async def _validation(_: Request, exc: Exception) -> Response:
 async def _database(_: Request, exc: Exception) -> Response:
     log.warning("Postgres did not do what a request needs", error=type(exc).__name__)
     return problem(Unavailable("Postgres does not answer; send it again"))
+
+
+async def _gone(_: Request, _exc: Exception) -> Response:
+    return Response(status_code=HTTPStatus.BAD_REQUEST)  # nobody is there to read it
 
 
 async def _unexpected(_: Request, exc: Exception) -> Response:

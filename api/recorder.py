@@ -43,6 +43,7 @@ class Recorder:
         self._connection: psycopg.AsyncConnection | None = None
         self._abandoned: set[asyncio.Task[list[Recorded | RatchetError]]] = set()
         self._closing = False
+        self._failing = False
 
     async def record(self, write: Write) -> Recorded:
         """Store one request's rows, all or none of them.
@@ -107,14 +108,21 @@ class Recorder:
             except (psycopg.DataError, psycopg.IntegrityError) as exc:
                 return await self._apart(batch, exc)
             except (psycopg.Error, OSError, TimeoutError) as exc:
-                log.warning(
-                    "predictions not recorded, trying again", rows=_rows(batch), error=str(exc).strip()
-                )
+                self._note(exc)
                 await self._drop()
                 await asyncio.sleep(RETRY_SECONDS)
             else:
+                self._note(None)
                 return self._answer(batch, outcomes)
         return None
+
+    def _note(self, fault: Exception | None) -> None:
+        """Say once that Postgres went away, and once that it is back."""
+        if fault is not None and not self._failing:
+            log.warning("predictions can't be recorded, trying again", error=str(fault).strip())
+        elif fault is None and self._failing:
+            log.warning("predictions are recorded again")
+        self._failing = fault is not None
 
     def _expire(self, batch: Sequence[_Pending]) -> list[_Pending]:
         """Answer those whose time is over; the rest goes on."""
@@ -185,7 +193,3 @@ class Recorder:
                 pending.future.set_exception(outcome)
         if labels:
             self._on_labels(labels)
-
-
-def _rows(batch: Sequence[_Pending]) -> int:
-    return sum(len(pending.write.rows) for pending in batch)

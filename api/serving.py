@@ -166,10 +166,14 @@ def load_model(live: registry.Live, store: ArtifactStore) -> LoadedModel:
         raw=_open(store, key, "model.onnx"),
         trees=_open(store, key, "trees.onnx"),
     )
-    faults: list[Any] = []
-    row = model.signature.canonical(model.example(), 0, faults)
-    if model.score_rows([row]).shape != (1, len(model.classes)):
-        raise ArtifactError(f"{key}/model.onnx: its output does not fit the {len(model.classes)} classes")
+    try:
+        row = model.signature.canonical(model.example(), 0, [])
+        shape = model.score_rows([row]).shape
+        width = model.score_scaled(np.zeros((1, len(model.scaled_features)), np.float32)).shape
+    except Exception as exc:  # as in `_open`
+        raise ArtifactError(f"{key}: it does not score an example ({type(exc).__name__})") from exc
+    if not shape == width == (1, len(model.classes)):
+        raise ArtifactError(f"{key}: its output does not fit the {len(model.classes)} classes")
     return model
 
 

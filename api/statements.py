@@ -1,6 +1,7 @@
 """The recorder's SQL: one statement for rows without callers' ids, one transaction with them."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import orjson
@@ -42,6 +43,10 @@ FROM (SELECT * FROM json_to_recordset(%s::json) AS r(w int, id uuid, l text) ORD
 """
 
 
+RACES = 5
+"""Looking again this often is plenty: whoever wrote the ids first has committed them."""
+
+
 class _IdsRaced(psycopg.OperationalError):
     """Another process inserted one of the ids meanwhile: look again."""
 
@@ -68,12 +73,11 @@ async def write_batch(
     if not any(write.caller_ids for write in writes):
         await connection.execute(_STORE, [_payload((w, w.rows) for w in writes)])
         return [Recorded(counted=w.labels, new_labels=w.labels) for w in writes]
-    while True:
-        try:
+    for _ in range(RACES):
+        with suppress(_IdsRaced):
             async with connection.transaction():
                 return await _write_with_ids(connection, writes)
-        except _IdsRaced:
-            continue
+    raise _IdsRaced("the same ids are being written elsewhere")
 
 
 async def _write_with_ids(

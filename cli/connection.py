@@ -3,6 +3,7 @@
 import httpx
 from pydantic import SecretStr
 
+from api.auth import Keys
 from cli.state import admin_key, read_state
 from shared.errors import RatchetError
 from shared.settings import Settings, load_settings
@@ -96,7 +97,8 @@ class Client:
 
 
 def _first_key(keys: SecretStr | None) -> str:
-    return (keys.get_secret_value() if keys else "").split(",")[0].strip().rpartition(":")[2]
+    entries = Keys.parse(keys, "").entries
+    return entries[0][1].decode() if entries else ""
 
 
 def _detail(response: httpx.Response) -> str:

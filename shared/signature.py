@@ -137,7 +137,7 @@ def feed(
 
 def _number(value: object) -> float:
     if type(value) is float and -FLOAT32_MAX <= value <= FLOAT32_MAX:  # nearly every value
-        return value
+        return value + 0.0  # -0.0 is 0.0
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"a number is needed, not {_kind(value)}")
     try:

@@ -1,7 +1,9 @@
 """One run of a job: what every step needs, and where it stands."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import structlog
@@ -22,6 +24,44 @@ def _nobody(_: str) -> None:
     """Hears of progress where nobody watches."""
 
 
+class Stop:
+    """Somebody asks the worker to stop: KeyboardInterrupt at once, or where the work can bear it."""
+
+    def __init__(self) -> None:
+        """Nobody has asked yet."""
+        self._asked = False
+        self._held = False
+
+    def on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        """Handle the signal that asks."""
+        self._asked = True
+        if not self._held:
+            raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Stop here if somebody has asked.
+
+        Raises:
+            KeyboardInterrupt: somebody has.
+        """
+        if self._asked:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """In the block only `check` stops, and its end.
+
+        For CatBoost's fit: an exception that a signal raises in the code around its callbacks is lost,
+        ends the process without a word, or comes out as an error of CatBoost's.
+        """
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        self.check()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """What a worker process has: made after the fork, the same for every job."""
@@ -32,6 +72,7 @@ class Context:
     redis: Redis
     celery: Celery
     notify: Callable[[str], None] = _nobody
+    stop: Stop = field(default_factory=Stop)
 
 
 @dataclass(kw_only=True)

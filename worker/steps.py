@@ -119,20 +119,22 @@ def balance_and_train(run: Run, prepared: Prepared, classes: tuple[str, ...]) ->
     tenth = max(1, settings.iterations // 10)
 
     def watch(done: int, total: int) -> None:
+        run.context.stop.check()
         run.lease.check()
         if done % tenth == 0:
             run.at(8, f"tree {done} of {total}", part=done / total)
 
-    return training.train(
-        balanced.matrix,
-        balanced.y,
-        classes,
-        weights=balanced.weights,
-        iterations=settings.iterations,
-        seed=settings.seed,
-        threads=settings.threads,
-        progress=watch,
-    )
+    with run.context.stop.held():
+        return training.train(
+            balanced.matrix,
+            balanced.y,
+            classes,
+            weights=balanced.weights,
+            iterations=settings.iterations,
+            seed=settings.seed,
+            threads=settings.threads,
+            progress=watch,
+        )
 
 
 def export_and_prove(

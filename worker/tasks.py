@@ -1,7 +1,9 @@
 """Thin tasks: take an id, re-read the state, call what does the work."""
 
+import signal
 from functools import lru_cache
 
+from billiard.common import TERM_SIGNAL
 from celery import Task, shared_task
 from redis import Redis
 
@@ -9,6 +11,7 @@ from shared import upkeep
 from shared.artifacts import ArtifactStore
 from shared.counter import connect, redis_url
 from shared.database import Sessions, database_url, make_engine, make_sessions
+from shared.errors import RatchetError
 from shared.queue import RECONCILE, RETRAIN, SWEEP
 from shared.settings import load_settings
 from worker.app import app
@@ -30,9 +33,9 @@ def _redis() -> Redis:
 def retrain(task: Task, *, job_id: int, trigger: str = "") -> str:  # noqa: ARG001 - Flower shows the trigger
     """Run a job. Heavy imports stay in here, out of the parent process."""
     from worker.retrain import run_job
-    from worker.run import Context
+    from worker.run import Context, Stop
 
-    settings = load_settings()
+    settings, stop = load_settings(), Stop()
     context = Context(
         settings=settings,
         sessions=_sessions(),
@@ -40,8 +43,18 @@ def retrain(task: Task, *, job_id: int, trigger: str = "") -> str:  # noqa: ARG0
         redis=_redis(),
         celery=app,
         notify=lambda text: task.send_event("task-progress", result=text),
+        stop=stop,
     )
-    return run_job(job_id, context)
+    before = signal.signal(TERM_SIGNAL, stop.on_signal)
+    try:
+        return run_job(job_id, context)
+    except RatchetError:
+        raise
+    except Exception as exc:  # noqa: BLE001 - raised again, as what the parent knows
+        # The parent unpickles it, and can't import what defines CatBoost's: that would end the worker.
+        raise RatchetError(f"{type(exc).__name__}: {exc}") from None
+    finally:
+        signal.signal(TERM_SIGNAL, before)
 
 
 @shared_task(name=SWEEP)
