@@ -1,7 +1,9 @@
 """What the routes share: the typed state of the process, and reading a request."""
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 import orjson
@@ -16,10 +18,13 @@ from api.recorder import Recorder
 from api.serving import Serving
 from api.tally import Tally
 from shared.database import Sessions
-from shared.errors import Fault, Invalid, NotJSON, TooLarge, UnsupportedMediaType
+from shared.errors import MAX_FAULTS, Fault, Invalid, NotJSON, TooLarge, UnsupportedMediaType
 from shared.settings import Settings
 
 Model = TypeVar("Model", bound=BaseModel)
+
+THREAD_BYTES = 64 * 1024
+THREAD_ROWS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,24 +111,45 @@ def _wrong_byte(body: bytes) -> str | None:
     return None
 
 
-def json_body(model: type[Model], *, optional: bool = False) -> Callable[..., Coroutine[Any, Any, Model]]:
-    """A dependency that reads the body as `model`; faults are named by row and field."""
+def json_body(
+    model: type[Model], *, optional: bool = False, rows: str | None = None
+) -> Callable[..., Coroutine[Any, Any, Model]]:
+    """A dependency that reads the body as `model`; faults are named by row and field.
+
+    Args:
+        optional: no body at all is an empty object.
+        rows: the field that holds the rows; more than `max_rows` of them are refused unread.
+    """
 
     async def read(request: Request, state: State) -> Model:
         body = await read_body(request, state.settings.max_body)
-        value = {} if optional and not body.strip() else parse_json(body)
-        try:
-            return model.model_validate(value)
-        except ValidationError as exc:
-            faults = [_fault(error) for error in exc.errors(include_url=False, include_input=False)]
-            raise Invalid(summary(faults), faults=faults) from None
+        work = partial(_validate, model, body, optional=optional, rows=rows, most=state.settings.max_rows)
+        return await asyncio.to_thread(work) if is_large(body) else work()
 
     return read
+
+
+def is_large(body: bytes) -> bool:
+    """Whether a body is better read in a thread, so that others don't wait: many bytes, or many rows."""
+    return len(body) > THREAD_BYTES or body.count(b"{") + body.count(b"[") > THREAD_ROWS
+
+
+def _validate(model: type[Model], body: bytes, *, optional: bool, rows: str | None, most: int) -> Model:
+    value = {} if optional and not body.strip() else parse_json(body)
+    found = value.get(rows) if rows and isinstance(value, dict) else None
+    if isinstance(found, list) and len(found) > most:
+        raise TooLarge(f"{len(found)} {rows} where RATCHET_MAX_ROWS allows {most}")
+    try:
+        return model.model_validate(value)
+    except ValidationError as exc:
+        faults = [_fault(error) for error in exc.errors(include_url=False, include_input=False)]
+        raise Invalid(summary(faults), faults=faults) from None
 
 
 def summary(faults: list[Fault]) -> str:
     """One line about a list of faults."""
     one = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
+    one = f"more than {MAX_FAULTS} faults" if len(faults) > MAX_FAULTS else one
     return f"{one}; nothing was written. First: {describe(faults[0])}"
 
 

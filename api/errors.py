@@ -14,9 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from shared.errors import Fault, Invalid, NotFound, RatchetError, Unauthorized, Unavailable
+from shared.errors import MAX_FAULTS, Fault, Invalid, NotFound, RatchetError, Unauthorized, Unavailable
 
-MAX_FAULTS = 1000
 MEDIA_TYPE = "application/problem+json"
 
 log = structlog.get_logger()

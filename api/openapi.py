@@ -45,6 +45,7 @@ _STATUSES = {
     "422": "every fault, by row and feature; nothing was written",
     "503": "no model yet, or Postgres does not answer; Retry-After says when to try again",
 }
+_OF_BODIES = {"400", "409", "413", "415"}
 _ID = "0190a1b2-c3d4-7e5f-8a6b-7c8d9e0f1a2b"
 
 
@@ -65,9 +66,9 @@ def build(app: FastAPI, plan: ServingPlan | None) -> dict[str, Any]:
     _body(document, "/predict", Predict, predict_example(plan))
     _body(document, "/labels", LabelsIn, {"labels": [{"prediction_id": _ID, "true_label": _a_class(plan)}]})
     _body(document, "/admin/retrain", RetrainIn, {"force": False, "reason": "new price list"})
-    for path in document["paths"].values():
-        for operation in path.values():
-            _describe_errors(operation)
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            _describe_errors(path, method, operation)
     return document
 
 
@@ -100,9 +101,11 @@ def _body(document: dict[str, Any], path: str, model: type[BaseModel], example: 
     }
 
 
-def _describe_errors(operation: dict[str, Any]) -> None:
-    operation["security"] = [{"key": []}, {}]
+def _describe_errors(path: str, method: str, operation: dict[str, Any]) -> None:
+    operation["security"] = [{"key": []}] if path.startswith("/admin") else [{"key": []}, {}]
     problem = {MEDIA_TYPE: {"schema": {"$ref": REF.format(model="Problem")}}}
     for status, description in _STATUSES.items():
+        if method == "get" and status in _OF_BODIES:
+            continue
         known = operation["responses"].get(status, {}).get("description", description)
         operation["responses"][status] = {"description": known, "content": problem}

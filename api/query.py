@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from api.deps import summary
 from api.serving import LoadedModel
-from shared.errors import Conflict, Fault, Invalid, TooLarge
+from shared.errors import MAX_FAULTS, Conflict, Fault, Invalid, TooLarge
 from shared.signature import FLOAT32_MAX, MAX_TEXT, Signature, label_fault
 
 FIELDS = frozenset({"raw_features", "inputs", "true_labels", "ids", "model_version"})
@@ -28,7 +28,7 @@ class Query:
     @property
     def labelled(self) -> bool:
         """Whether any row brings a label."""
-        return self.labels is not None and any(label is not None for label in self.labels)
+        return _any(self.labels)
 
 
 def read_query(body: object, model: LoadedModel, *, max_rows: int) -> Query:
@@ -42,23 +42,27 @@ def read_query(body: object, model: LoadedModel, *, max_rows: int) -> Query:
     if not isinstance(body, dict):
         raise Invalid('the body must be an object such as {"raw_features": [{…}]}')
     size = _size(body, max_rows)
-    wanted = body.get("model_version")
-    if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int)):
-        raise Invalid("model_version must be a number")
-    if wanted is not None and wanted != model.version:
-        raise Conflict(f"version {wanted} is not live: version {model.version} is")
     faults = [
         Fault(detail="unknown field", feature=str(name)[:MAX_TEXT]) for name in body if name not in FIELDS
     ]
+    wanted = body.get("model_version")
+    if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int)):
+        faults.append(Fault(detail="must be a whole number", feature="model_version"))
     rows = _rows(body.get("raw_features"), model.signature, size, faults)
     inputs = _inputs(body.get("inputs"), model, size, faults)
     labels = _labels(body.get("true_labels"), size, faults)
     ids = _ids(body.get("ids"), size, faults)
-    if rows is None and (labels is not None or ids is not None):
+    if rows is None and (_any(labels) or _any(ids)):
         faults.append(Fault(detail="true_labels and ids need raw_features: scaled inputs are not recorded"))
     if faults:
         raise Invalid(summary(faults), faults=faults)
+    if wanted is not None and wanted != model.version:
+        raise Conflict(f"version {wanted} is not live: version {model.version} is")
     return Query(size=size, rows=rows, inputs=inputs, labels=labels, ids=ids)
+
+
+def _any(entries: Sequence[str | None] | None) -> bool:
+    return entries is not None and any(entry is not None for entry in entries)
 
 
 def _size(body: Mapping[str, Any], max_rows: int) -> int:
@@ -90,7 +94,12 @@ def _rows(
 ) -> list[dict[str, float | str | None]] | None:
     if not _fits(value, "raw_features", size, faults):
         return None
-    return [signature.canonical(row, number, faults) for number, row in enumerate(value)]
+    rows = []
+    for number, row in enumerate(value):
+        rows.append(signature.canonical(row, number, faults))
+        if len(faults) > MAX_FAULTS:
+            break
+    return rows
 
 
 def _inputs(value: Any, model: LoadedModel, size: int, faults: list[Fault]) -> npt.NDArray[np.float32] | None:

@@ -110,7 +110,7 @@ class Recorder:
             except (psycopg.Error, OSError, TimeoutError) as exc:
                 self._note(exc)
                 await self._drop()
-                await asyncio.sleep(RETRY_SECONDS)
+                await asyncio.sleep(min(RETRY_SECONDS, left))
             else:
                 self._note(None)
                 return self._answer(batch, outcomes)

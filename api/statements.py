@@ -156,4 +156,8 @@ def _recorded(plan: _Plan, relabelled: Sequence[tuple[str, int]]) -> Recorded:
 
 
 def _payload(parts: Iterable[tuple[Write, Sequence[Row]]]) -> str:
-    return "[" + ",".join(write.to_json(rows).decode() for write, rows in parts if rows) + "]"
+    return "[" + ",".join(_json(write, rows).decode() for write, rows in parts if rows) + "]"
+
+
+def _json(write: Write, rows: Sequence[Row]) -> bytes:
+    return write.json if len(rows) == len(write.rows) else write.to_json(rows)

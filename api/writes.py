@@ -42,6 +42,11 @@ class Write:
         """How many rows bring a label."""
         return sum(row.label is not None for row in self.rows)
 
+    @cached_property
+    def json(self) -> bytes:
+        """All rows, as `to_json` has them."""
+        return self.to_json(self.rows)
+
     def to_json(self, rows: Sequence[Row]) -> bytes:
         """Rows as JSON objects with commas between them, for `json_to_recordset`."""
         return orjson.dumps([self._entry(row) for row in rows])[1:-1]

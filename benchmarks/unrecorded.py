@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import orjson
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
@@ -37,8 +36,7 @@ def create_app() -> FastAPI:
         model = request.app.state.model
         body = await read_body(request, settings.max_body)
         scored = _score(model, read_query(parse_json(body), model, max_rows=settings.max_rows))
-        answer = _answer(model, scored, None, Recorded())
-        return Response(orjson.dumps(answer), media_type="application/json")
+        return Response(_answer(model, scored, None, Recorded()), media_type="application/json")
 
     app = FastAPI(lifespan=lifespan)
     app.add_route("/predict", predict, methods=["POST"])

@@ -10,19 +10,20 @@ from kombu.exceptions import OperationalError as BrokerError
 from redis.exceptions import RedisError
 from rich.console import Console
 from rich.markup import escape
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.serving import load_model
 from cli.connection import connected
 from cli.reports import print_json, table
 from shared import registry
-from shared.artifacts import ArtifactStore
+from shared.artifacts import ArtifactStore, Stored
 from shared.counter import connect, redis_url
 from shared.database import alembic_config, check_server, database_url, make_engine, make_sessions
 from shared.errors import RatchetError
 from shared.queue import RETRAIN_QUEUE, UPKEEP_QUEUE, make_celery
 from shared.settings import Settings
+from shared.tables import Part
 
 ANSWER_SECONDS = 3.0
 
@@ -68,7 +69,11 @@ def examine(settings: Settings) -> list[Finding]:
         ("redis", lambda: _redis(settings), "start Redis, or correct RATCHET_REDIS_URL"),
         ("workers", lambda: _workers(settings), "start the workers: `ratchet up` runs both"),
         ("artifacts", lambda: _artifacts(engine, settings), "restore the folder from a backup"),
-        ("live model", lambda: _live(engine, settings), "restore its artifacts, or force a retrain"),
+        (
+            "live model",
+            lambda: _live(engine, settings),
+            "restore its artifacts, or `ratchet retrain --force`",
+        ),
     ]
     try:
         return [_check(*check) for check in checks]
@@ -126,12 +131,15 @@ def _artifacts(engine: Engine, settings: Settings) -> str:
     store = ArtifactStore(settings.artifacts)
     with make_sessions(engine)() as session:
         kept = [v for v in registry.versions(session) if v.artifacts_removed_at is None]
+        parts = list(session.scalars(select(Part)))
     files = 0
     for version in kept:
         for name in store.manifest(version.artifact_key):
             store.read(version.artifact_key, name)
             files += 1
-    return f"{files} files of {len(kept)} versions match their checksums"
+    for part in parts:
+        store.check_file(part.key, Stored(size=part.size, sha256=part.sha256))
+    return f"{files} files of {len(kept)} versions and {len(parts)} dataset parts match their checksums"
 
 
 def _live(engine: Engine, settings: Settings) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 import typer
 
 from cli.connection import connected
-from cli.embedded import EmbeddedPostgres
 from shared.database import check_schema, database_url, migrate
 
 
@@ -18,6 +17,8 @@ def run_migrations() -> None:
 
 def check_migrations() -> None:
     """Migrate an empty embedded server and compare it with the tables in code."""
+    from cli.embedded import EmbeddedPostgres  # only an installation with the extra `local` has it
+
     with tempfile.TemporaryDirectory(prefix="ratchet-") as folder:
         server = EmbeddedPostgres(Path(folder))
         try:

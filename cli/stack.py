@@ -277,6 +277,10 @@ class Stack:
             self._port = free_port()
         elif not is_free(self._port):
             raise StackError(f"port {self._port} is in use{listener(self._port)}: choose another by --port")
+        if self._flower and not is_free(services.FLOWER_PORT):
+            raise StackError(
+                f"Flower's port {services.FLOWER_PORT} is in use{listener(services.FLOWER_PORT)}"
+            )
         self.api_url = f"http://127.0.0.1:{self._port}"
 
 

@@ -94,9 +94,16 @@ def _introduce(stack: Stack, console: Console, *, flower: bool) -> None:
         lines["Flower"] = f"http://127.0.0.1:{FLOWER_PORT}"
     for name, value in lines.items():
         console.print(f"[bold]{name:<10}[/] {escape(value)}", soft_wrap=True, highlight=False)
-    for line in examples(stack.api_url, stack.home / ADMIN_KEY):
+    for line in _examples(stack):
         console.print(f"\n{escape(line)}", soft_wrap=True, highlight=False)
     console.print("\nCtrl-C stops everything.", style="dim")
+
+
+def _examples(stack: Stack) -> list[str]:
+    try:
+        return examples(stack.api_url, stack.home / ADMIN_KEY)
+    except httpx.HTTPError as exc:
+        return [f"# no examples: the API did not answer ({type(exc).__name__})"]
 
 
 def examples(api_url: str, key_file: Path) -> list[str]:

@@ -115,11 +115,15 @@ def check_server(url: str) -> None:
 
     Raises:
         SettingsError: it is older.
+        Unavailable: it does not answer.
     """
     engine = make_engine(url, name="ratchet check", size=1)
     try:
         with engine.connect() as connection:
             version = int(connection.execute(text("SHOW server_version_num")).scalar_one()) // 10_000
+    except OperationalError as exc:
+        reason = str(exc.orig).strip().splitlines()[0]
+        raise Unavailable(f"RATCHET_DATABASE_URL: Postgres does not answer: {reason}") from None
     finally:
         engine.dispose()
     if version < MIN_SERVER:

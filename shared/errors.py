@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+MAX_FAULTS = 1000
+"""A request with more faults is not read further: nobody mends them one by one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:

@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     max_rows: int = Field(10_000, ge=1, description="most rows in one request")
     max_body: int = Field(8 * 2**20, ge=1024, description="largest request body, bytes")
     record_deadline: float = Field(
-        2.0, gt=0, le=60, description="longest a request waits for Postgres, seconds"
+        1.8, gt=0, le=60, description="longest a request waits for Postgres, seconds"
     )
     poll_seconds: float = Field(
         2.0, gt=0, description="how often the API looks for a new deployment, seconds"
@@ -106,6 +106,15 @@ class Settings(BaseSettings):
             raise ValueError("must start with redis://, rediss:// or unix://")
         return value
 
+    @field_validator("admin_keys", "api_keys")
+    @classmethod
+    def _keys(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None or not value.get_secret_value():
+            return None
+        if any(not entry.strip().rpartition(":")[2] for entry in value.get_secret_value().split(",")):
+            raise ValueError("an entry without a secret; each must be secret or name:secret")
+        return value
+
     @field_validator("artifacts_url")
     @classmethod
     def _file_url(cls, value: str | None) -> str | None:
@@ -116,7 +125,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _lease_outlives_renewal(self) -> Self:
         if self.renew_seconds * 2 > self.lease_seconds:
-            raise ValueError("lease_seconds must be at least twice renew_seconds")
+            raise ValueError("RATCHET_LEASE_SECONDS: must be at least twice RATCHET_RENEW_SECONDS")
         return self
 
     @property
@@ -141,7 +150,7 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as exc:
         faults = [
-            f"{variable(str(e['loc'][0])) if e['loc'] else 'settings'}: "
+            (f"{variable(str(e['loc'][0]))}: " if e["loc"] else "")
             + str(e["msg"]).removeprefix("Value error, ")
             for e in exc.errors(include_input=False)
         ]

@@ -83,7 +83,7 @@ class Signature:
         found: dict[str, float | str | None] = {}
         for name, required, read in self._readers:
             value = row.get(name)
-            if value is None or value == MISSING:
+            if value is None or (value == MISSING and read is canonical_category):
                 found[name] = None
                 if required:
                     faults.append(Fault(detail="required feature is missing", row=number, feature=name))

@@ -53,6 +53,7 @@ def _request(session: Session, signature: Signature, part: StoredPart) -> int:
     job_id = jobs.insert(session, trigger="bootstrap", signature_id=row.id, reason="first model")
     if job_id is None:
         raise Conflict("a job is queued or running: `ratchet jobs` shows it")
+    _refuse_second(session)  # again: another may have ended while this one waited for the index
     session.add(
         Part(job_id=job_id, key=part.key, rows=part.rows, size=part.stored.size, sha256=part.stored.sha256)
     )

@@ -120,12 +120,18 @@ def labelled(frame: pd.DataFrame, target: str) -> pd.DataFrame:
 
 
 def labels(frame: pd.DataFrame, target: str) -> npt.NDArray[np.object_]:
-    """The target of every row as canonical text, object (n,), None where it is not known.
+    """The target of every row as text, object (n,), None where it is not known.
+
+    Text stays as it is written, so that clients can send the very labels of the file.
 
     Raises:
         DataError: a cell that can't be a label, by row and column.
     """
-    found = categories(frame[target])
+    column = frame[target]
+    found = categories(column)
+    for row, cell in enumerate(cells(column)):
+        if isinstance(cell, str) and found[row] is not None:
+            found[row] = cell
     for row, label in enumerate(found):
         fault = label_fault(label) if label is not None else None
         if fault:

@@ -90,3 +90,5 @@ def _fail(run: Run, exc: Exception) -> None:
     log.error("job failed", error=error, again=goes_on)
     if goes_on:
         send_retrain(run.context.celery, run.context.sessions, run.claim.job_id)
+    else:
+        announce(run.context)

@@ -1,12 +1,15 @@
 """The steps of the workflow, each with its line in the job's log and its figures in the report."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from shared import jobs, labels
+from shared.errors import ArtifactError
 from worker import champion as champions
 from worker import dataset, evaluation, export, preprocessing, training
 from worker.balancing import balance
@@ -16,6 +19,8 @@ from worker.preprocessing import Preprocessor
 from worker.publishing import Candidate, Outcome
 from worker.rows import Rows
 from worker.run import Run
+
+log = structlog.get_logger()
 
 _SETTINGS = {
     "balance", "gate_tolerance", "iterations", "max_categories", "min_class_rows", "min_rows",
@@ -122,7 +127,10 @@ def balance_and_train(run: Run, prepared: Prepared, classes: tuple[str, ...]) ->
         run.context.stop.check()
         run.lease.check()
         if done % tenth == 0:
-            run.at(8, f"tree {done} of {total}", part=done / total)
+            try:
+                run.at(8, f"tree {done} of {total}", part=done / total)
+            except SQLAlchemyError as exc:  # a short outage is no reason to lose the fit
+                log.warning("progress not reported", error=type(exc).__name__)
 
     with run.context.stop.held():
         return training.train(
@@ -177,11 +185,19 @@ def evaluate(run: Run, candidate: Candidate, sides: dataset.Split) -> Outcome:
     known = {*candidate.classes, *(champion.classes if champion else ())}
     rows = sides.holdout.take(dataset.of_classes(sides.holdout.labels, known))
     challenger = evaluation.evaluate(rows.labels, candidate.probabilities(rows), candidate.classes)
-    standing = None
+    standing = unreadable = None
     if champion is not None:
-        scores = champions.probabilities(champion, run.context.store, rows)
-        standing = evaluation.evaluate(rows.labels, scores, champion.classes)
+        try:
+            scores = champions.probabilities(champion, run.context.store, rows)
+            standing = evaluation.evaluate(rows.labels, scores, champion.classes)
+        except ArtifactError as exc:
+            if run.claim.trigger != "admin":
+                raise
+            unreadable = exc.detail  # only a person may replace what can't be compared
     verdict = evaluation.gate(challenger, standing, tolerance=run.context.settings.gate_tolerance)
+    if unreadable:
+        reason = f"the champion can't be read ({unreadable}); an admin asked to replace it"
+        verdict = replace(verdict, reason=reason)
     return Outcome(
         champion=champion, challenger_metrics=challenger, champion_metrics=standing, verdict=verdict
     )

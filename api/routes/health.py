@@ -13,8 +13,8 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/health")
-def health() -> dict[str, str]:
-    """The process lives."""
+async def health() -> dict[str, str]:
+    """The process lives. On the event loop: no thread that waits for Postgres can hold it up."""
     return {"status": "alive"}
 
 

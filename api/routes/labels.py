@@ -7,16 +7,15 @@ from fastapi import APIRouter, Depends
 from api.deps import State, json_body, require_api_key
 from api.schemas import LabelsIn, LabelsOut
 from shared import labels
-from shared.errors import TooLarge
 
 router = APIRouter(dependencies=[Depends(require_api_key)])
 
+Body = Annotated[LabelsIn, Depends(json_body(LabelsIn, rows="labels"))]
+
 
 @router.post("/labels", tags=["predictions"])
-def put_labels(state: State, body: Annotated[LabelsIn, Depends(json_body(LabelsIn))]) -> LabelsOut:
+def put_labels(state: State, body: Body) -> LabelsOut:
     """Store labels; a correction replaces the older label in all later training."""
-    if len(body.labels) > state.settings.max_rows:
-        raise TooLarge(f"{len(body.labels)} labels where RATCHET_MAX_ROWS allows {state.settings.max_rows}")
     with state.sessions.begin() as session:
         known = labels.find_predictions(session, [item.id for item in body.labels if item.id is not None])
         found, unknown = [], []

@@ -3,22 +3,19 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.deps import AppState, parse_json, read_body, state_of
+from api.deps import AppState, is_large, parse_json, read_body, state_of
 from api.query import Query, read_query
 from api.serving import LoadedModel, ServingPlan, probability_lists
 from api.writes import Recorded, Row, Write, new_prediction_id
 from shared.errors import Unavailable
 from shared.signature import dump_features
-
-THREAD_BYTES = 64 * 1024
-"""Bodies above this (about 256 rows) are parsed and scored in a thread, so that others don't wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +33,12 @@ async def predict(request: Request) -> Response:
     state.auth.check_api(request.headers.get("authorization"))
     body = await read_body(request, state.settings.max_body)
     plan = state.serving.plan
-    if len(body) > THREAD_BYTES:
-        scored, write = await asyncio.to_thread(_prepare, body, plan, state.settings.max_rows)
-    else:
-        scored, write = _prepare(body, plan, state.settings.max_rows)
+    in_thread = is_large(body)
+    prepare = partial(_prepare, body, plan, state.settings.max_rows)
+    scored, write = await asyncio.to_thread(prepare) if in_thread else prepare()
     recorded = await _record(state, scored.query, write)
-    answer = _answer(plan.model, scored, write if recorded else None, recorded or Recorded())
-    return Response(orjson.dumps(answer), media_type="application/json")
+    answer = partial(_answer, plan.model, scored, write if recorded else None, recorded or Recorded())
+    return Response(await asyncio.to_thread(answer) if in_thread else answer(), media_type="application/json")
 
 
 def _prepare(body: bytes, plan: ServingPlan, max_rows: int) -> tuple[Scored, Write | None]:
@@ -87,13 +83,15 @@ def _rows_to_store(plan: ServingPlan, scored: Scored) -> Write | None:
             strict=True,
         )
     ]
-    return Write(
+    write = Write(
         deployment_id=plan.deployment_id,
         version=plan.model.version,
         signature_id=plan.model.signature.id,
         source="raw" if query.inputs is None else "inputs",
         rows=rows,
     )
+    write.json  # noqa: B018 - made here, which for a large request is a thread
+    return write
 
 
 async def _record(state: AppState, query: Query, write: Write | None) -> Recorded | None:
@@ -108,7 +106,7 @@ async def _record(state: AppState, query: Query, write: Write | None) -> Recorde
         return None
 
 
-def _answer(model: LoadedModel, scored: Scored, write: Write | None, recorded: Recorded) -> dict[str, Any]:
+def _answer(model: LoadedModel, scored: Scored, write: Write | None, recorded: Recorded) -> bytes:
     classes = model.classes
     predictions = list(scored.predicted)
     versions = [model.version] * scored.query.size
@@ -122,7 +120,7 @@ def _answer(model: LoadedModel, scored: Scored, write: Write | None, recorded: R
             if first is not None:
                 ids[n], versions[n], predictions[n] = first.prediction_id, first.version, first.predicted
                 probabilities[n] = dict(zip(first.classes, first.probabilities, strict=True))
-    return {
+    answer = {
         "predictions": predictions,
         "probabilities": probabilities,
         "prediction_ids": ids,
@@ -130,3 +128,4 @@ def _answer(model: LoadedModel, scored: Scored, write: Write | None, recorded: R
         "model_versions": versions,
         "counted": recorded.counted,
     }
+    return orjson.dumps(answer)

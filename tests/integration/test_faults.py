@@ -54,7 +54,7 @@ def test_three_faults_in_a_thousand_rows_are_named_in_one_answer(api: Live) -> N
     ("feature", "value", "says"),
     [
         ("monthly_spend", None, "missing"),
-        ("monthly_spend", "", "missing"),
+        ("monthly_spend", "", "not text"),
         ("monthly_spend", "49.09", "not text"),
         ("monthly_spend", True, "not true or false"),
         ("monthly_spend", [49.09], "not a list"),

@@ -1,3 +1,5 @@
+import signal
+
 import _catboost
 import numpy as np
 import pytest
@@ -89,7 +91,7 @@ def test_a_fit_that_a_signal_cut_short_is_no_model(monkeypatch):
 
     def struck(metrics: dict) -> object:
         if len(told) == 3:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return whole(metrics)
 
     monkeypatch.setattr(_catboost, "iteritems", struck)
