@@ -122,6 +122,15 @@ class ArtifactStore:
             raise ArtifactError(f"{key}: its size or checksum is not the one stored")
         return path
 
+    def keys(self, folder: str) -> list[str]:
+        """Keys of the files or sets in a folder, drafts among them."""
+        path = self.path(folder)
+        return [f"{folder}/{entry.name}" for entry in path.iterdir()] if path.is_dir() else []
+
+    def remove_file(self, key: str) -> None:
+        """Remove a file; again is harmless."""
+        self.path(key).unlink(missing_ok=True)
+
     def remove_set(self, key: str) -> None:
         """Remove a set, manifest first, so that no half of it is ever taken for a whole."""
         self.path(f"{key}/{MANIFEST}").unlink(missing_ok=True)

@@ -35,7 +35,7 @@ def make_celery(settings: Settings) -> Celery:
         accept_content=["json"],
         task_publish_retry=False,
         worker_prefetch_multiplier=1,
-        worker_soft_shutdown_timeout=5.0,
+        worker_soft_shutdown_timeout=1.0,
         worker_send_task_events=True,
         task_send_sent_event=True,
         worker_hijack_root_logger=False,

@@ -19,7 +19,9 @@ class Settings(BaseSettings):
         SettingsError: from `load_settings`, naming the variable whose value is wrong.
     """
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, allow_inf_nan=False, frozen=True, extra="ignore"
+    )
 
     # Where things are
     database_url: SecretStr | None = Field(

@@ -156,14 +156,7 @@ def canonical_category(value: object) -> str:
         ValueError: the value is no text, number or truth value, or is unusable text.
     """
     if isinstance(value, str):
-        if len(value) > MAX_TEXT:
-            raise ValueError(f"a category longer than {MAX_TEXT} characters")
-        if "\x00" in value:
-            raise ValueError("a category with a NUL character")
-        if value in ("True", "TRUE", "False", "FALSE"):
-            return value.lower()
-        # the cheap question first: this runs for every category of every request
-        return value[: value.index(".")] if value[-1:] == "0" and _NUMERIC_TEXT.fullmatch(value) else value
+        return _canonical_text(value)
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
     if isinstance(value, int | np.integer):
@@ -175,8 +168,21 @@ def canonical_category(value: object) -> str:
         value = float(value)
         if not math.isfinite(value):
             raise ValueError("a category that is no finite number")
-        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
+        return str(int(value)) if value.is_integer() and abs(value) < 2**63 else repr(value)
     raise ValueError(f"a text is needed, not {_kind(value)}")
+
+
+def _canonical_text(value: str) -> str:
+    if len(value) > MAX_TEXT:
+        raise ValueError(f"a category longer than {MAX_TEXT} characters")
+    if "\x00" in value:
+        raise ValueError("a category with a NUL character")
+    if value in ("True", "TRUE", "False", "FALSE"):
+        return value.lower()
+    # the cheap question first: this runs for every category of every request
+    if value[-1:] == "0" and _NUMERIC_TEXT.fullmatch(value):
+        return str(int(value[: value.index(".")]))
+    return value
 
 
 def label_fault(value: object) -> str | None:

@@ -1,19 +1,25 @@
 """What beat repeats: everything that a lost message, a wiped Redis or a killed worker left undone."""
 
+import structlog
 from celery import Celery
 from redis import Redis
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from shared import counter, jobs, labels, registry
 from shared.artifacts import ArtifactStore
 from shared.database import Sessions
 from shared.queue import RESEND_SECONDS, send_retrain
 from shared.settings import Settings
+from shared.tables import ACTIVE, Job, Part, Version
+
+log = structlog.get_logger()
 
 
 def sweep(
     *, sessions: Sessions, celery: Celery, redis: Redis, store: ArtifactStore, settings: Settings
 ) -> list[int]:
-    """Start a due job, resend lost messages, repeat the announcement and the pruning.
+    """Start a due job, resend lost messages, repeat the announcement and the pruning, clear the store.
 
     Answers the jobs that got a message.
     """
@@ -27,7 +33,34 @@ def sweep(
         counter.announce(redis, deployment)
     with sessions() as session:
         registry.prune(session, store, keep=settings.keep_versions)
+        if left := collect(session, store):
+            log.info("files of ended attempts removed", keys=left)
     return waiting_for_a_worker
+
+
+def collect(session: Session, store: ArtifactStore) -> list[str]:
+    """Remove what killed and skipped attempts of settled jobs left in the store; answers the keys.
+
+    The order matters: files first, then the jobs that are settled, then what rows name. A file that a
+    job still needs belongs to an active job or is named by then.
+    """
+    parts, versions = store.keys("parts"), store.keys("versions")
+    settled = set(session.scalars(select(Job.id).where(Job.state.not_in(ACTIVE))))
+    named = {*session.scalars(select(Part.key))}
+    named |= {*session.scalars(select(Version.artifact_key).where(Version.artifacts_removed_at.is_(None)))}
+    left = [key for key in (*parts, *versions) if key not in named and _job_of(key) in settled]
+    for key in left:
+        if key in versions:
+            store.remove_set(key)
+        else:
+            store.remove_file(key)
+    return left
+
+
+def _job_of(key: str) -> int | None:
+    """The job in `parts/{job}-{fence}.parquet` and `versions/{job}-{fence}`."""
+    job, dash, _ = key.partition("/")[2].partition("-")
+    return int(job) if dash and job.isdigit() else None
 
 
 def reconcile(*, sessions: Sessions, redis: Redis) -> int:

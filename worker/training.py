@@ -1,10 +1,7 @@
 """Training: labels as numbers, and CatBoost on the scaled matrix."""
 
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType, SimpleNamespace
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +48,8 @@ def train(
 
     Raises:
         JobSkipped: the rows have one class only, or every column is constant.
-        KeyboardInterrupt: a signal stopped the fit, however CatBoost took it.
+        KeyboardInterrupt: a signal stopped the fit. CatBoost can also swallow one between two trees and
+            return the trees so far: a caller whom signals may meet holds them back (`Stop.held`).
     """
     if len(np.unique(y)) < 2:
         raise JobSkipped("the training rows have one class only")
@@ -69,35 +67,8 @@ def train(
         allow_writing_files=False,
         logging_level="Silent",
     )
-    with _noticing_signals() as noticed:
-        _fit(model, matrix, y, weights, _Watch(progress, iterations) if progress else None)
-    # A signal that meets CatBoost between two trees can end the fit without an error, with the trees so
-    # far: seen on 1.2.10 in 2 of 12 interrupted fits that had a callback. Without a signal fewer trees
-    # are all that the data give.
-    if noticed and model.tree_count_ < iterations:
-        raise KeyboardInterrupt
+    _fit(model, matrix, y, weights, _Watch(progress, iterations) if progress else None)
     return model
-
-
-@contextmanager
-def _noticing_signals() -> Iterator[list[int]]:
-    """Remember the signals that ask this process to stop, and pass them on to whoever handles them."""
-    noticed: list[int] = []
-    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)}
-    handled = {number: handler for number, handler in usual.items() if callable(handler)}
-
-    def notice(number: int, frame: FrameType | None) -> None:
-        noticed.append(number)
-        handled[signal.Signals(number)](number, frame)
-
-    in_main = threading.current_thread() is threading.main_thread()
-    for number in handled if in_main else ():
-        signal.signal(number, notice)
-    try:
-        yield noticed
-    finally:
-        for number, handler in handled.items() if in_main else ():
-            signal.signal(number, handler)
 
 
 def _fit(

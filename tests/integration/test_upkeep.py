@@ -137,3 +137,23 @@ def test_pruning_that_a_crash_prevented_is_done_later(context: Context) -> None:
     versions = all_versions(quick.sessions)
     assert [v.artifacts_removed_at is None for v in versions] == [False, True, True]
     assert not quick.store.path(versions[0].artifact_key).exists()
+
+
+def test_what_ended_attempts_left_in_the_store_is_removed_and_nothing_else(context: Context) -> None:
+    store = context.store
+    live = {key for folder in ("parts", "versions") for key in store.keys(folder)}
+    job_id = ask_job(context, force=True)
+    active = {f"parts/{job_id}-1.parquet", f"versions/{job_id}-1/model.onnx"}
+    ended = {"parts/1-7.parquet", "parts/1-8.parquet.99.part", "versions/1-7/model.onnx"}
+    for key in (*active, *ended):
+        store.path(key).parent.mkdir(parents=True, exist_ok=True)
+        store.path(key).write_bytes(b"half")
+    sweep(context)
+    assert not any(store.path(key).exists() for key in ended)
+    assert all(store.path(key).exists() for key in active)
+    assert live <= {key for folder in ("parts", "versions") for key in store.keys(folder)}
+    end(context.sessions, job_id, "skipped")
+    sweep(context)
+    assert not any(store.path(key).exists() for key in active)
+    assert not store.path(f"versions/{job_id}-1").exists()
+    assert live == {key for folder in ("parts", "versions") for key in store.keys(folder)}

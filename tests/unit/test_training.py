@@ -1,6 +1,3 @@
-import signal
-
-import _catboost
 import numpy as np
 import pytest
 
@@ -81,23 +78,6 @@ def test_what_progress_raises_stops_the_fit_as_it_is(raised):
         train(*scaled(), CLASSES, iterations=30, seed=0, threads=1, progress=progress)
     assert caught.value is raised
     assert told == [1, 2]
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_fit_that_a_signal_cut_short_is_no_model(monkeypatch):
-    # Where a signal struck in a real run: CatBoost swallows it there and returns the trees so far.
-    told: list[int] = []
-    whole = _catboost.iteritems
-
-    def struck(metrics: dict) -> object:
-        if len(told) == 3:
-            signal.raise_signal(signal.SIGINT)
-        return whole(metrics)
-
-    monkeypatch.setattr(_catboost, "iteritems", struck)
-    with pytest.raises(KeyboardInterrupt):
-        train(*scaled(), CLASSES, iterations=30, seed=0, threads=1, progress=lambda n, _: told.append(n))
-    assert told == [1, 2, 3]
 
 
 def test_weights_move_the_probabilities_towards_their_class():
