@@ -25,7 +25,7 @@ demo: $(STAMP) ## the whole loop once, on embedded servers, in about two minutes
 	@$(BIN)/ratchet demo
 
 test: $(STAMP) ## every test, with coverage
-	@$(BIN)/python -m pytest --cov --cov-report=term -q
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term -q
 
 lint: $(STAMP) ## ruff, mypy, import-linter, alembic check
 	@$(BIN)/ruff check .
