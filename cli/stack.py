@@ -216,7 +216,8 @@ class Stack:
         remove_state(self.home)
 
     def remove(self) -> None:
-        """Stop everything and delete the data of the embedded servers."""
+        """Stop everything and delete the data of the embedded servers; no signal interrupts it."""
+        self._signals.ignore()
         self.stop()
         for server in (EmbeddedValkey(self.home), EmbeddedPostgres(self.home)):
             server.remove()

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from cli.data import plans
+from cli.embedded import EmbeddedPostgres, EmbeddedValkey
 from cli.ports import free_port
 from tests.conftest import Servers
 
@@ -74,13 +75,21 @@ def wait_for(url: str, status: int, process: subprocess.Popen[bytes], log: Path)
     pytest.fail(f"{url} did not answer {status}\n{log.read_text()}")
 
 
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """A folder for a stack; as root its cluster lies elsewhere, and goes with it."""
+    yield tmp_path / "home"
+    for server in (EmbeddedValkey(tmp_path / "home"), EmbeddedPostgres(tmp_path / "home")):
+        server.remove()
+
+
 def test_make_demo_closes_the_loop() -> None:
     assert "the loop closed" in run(TRY, {})
 
 
-def test_a_stack_predicts_learns_and_shows_a_second_version(tmp_path: Path) -> None:
+def test_a_stack_predicts_learns_and_shows_a_second_version(home: Path, tmp_path: Path) -> None:
     port = free_port()
-    env = {"RATCHET_HOME": str(tmp_path / "home"), "PORT": str(port), **SMALL}
+    env = {"RATCHET_HOME": str(home), "PORT": str(port), **SMALL}
     log = tmp_path / "up.log"
     with background(UP.strip(), env, log) as stack:
         wait_for(f"http://127.0.0.1:{port}/ready", 200, stack, log)
@@ -101,9 +110,9 @@ def test_a_stack_predicts_learns_and_shows_a_second_version(tmp_path: Path) -> N
         assert "live model" in shown
 
 
-def test_a_csv_of_ones_own_becomes_version_1(tmp_path: Path) -> None:
+def test_a_csv_of_ones_own_becomes_version_1(home: Path, tmp_path: Path) -> None:
     port = free_port()
-    env = {"RATCHET_HOME": str(tmp_path / "home"), **SMALL}
+    env = {"RATCHET_HOME": str(home), **SMALL}
     file = tmp_path / "customers.csv"
     plans(600).rename(columns={"recommended_plan": "churned"}).to_csv(file, index=False)
     log = tmp_path / "up.log"
