@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.deps import parse_json, read_body
-from api.main import _freeze
+from api.main import NO_TELEMETRY, _freeze
 from api.query import read_query
 from api.routes.predictions import _answer, _score
 from api.serving import load_model
@@ -38,6 +38,6 @@ def create_app() -> FastAPI:
         scored = _score(model, read_query(parse_json(body), model, max_rows=settings.max_rows))
         return Response(_answer(model, scored, None, Recorded()), media_type="application/json")
 
-    app = FastAPI(lifespan=lifespan)
+    app = FastAPI(lifespan=lifespan, telemetry=NO_TELEMETRY)
     app.add_route("/predict", predict, methods=["POST"])
     return app
