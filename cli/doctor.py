@@ -52,7 +52,7 @@ def doctor(*, as_json: bool) -> int:
     if as_json:
         print_json([asdict(finding) for finding in found])
     else:
-        made = table("part", "", "found", "what to do")
+        made = table("part", "", "found", "what to do", wraps=("found", "what to do"))
         for finding in found:
             mark = "[green]ok[/]" if finding.ok else "[red]fails[/]"
             made.add_row(finding.part, mark, escape(finding.detail), escape(finding.remedy))

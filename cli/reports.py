@@ -1,5 +1,6 @@
 """`ratchet status`, `versions`, `jobs` and `settings`: what there is, as a table or as JSON."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -21,11 +22,11 @@ def print_json(value: Any) -> None:
     typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
 
 
-def table(*columns: str, wraps: str | None = None) -> Table:
-    """An empty table in the command's one style; only the column `wraps` (else the last) may wrap."""
+def table(*columns: str, wraps: Sequence[str] = ()) -> Table:
+    """An empty table in the command's one style; only the columns `wraps` (else the last) may wrap."""
     made = Table(box=None, header_style="bold", pad_edge=False)
     for number, column in enumerate(columns):
-        may_wrap = column == wraps if wraps else number == len(columns) - 1
+        may_wrap = column in wraps if wraps else number == len(columns) - 1
         made.add_column(column, overflow="fold", no_wrap=not may_wrap)
     return made
 
@@ -133,7 +134,7 @@ def settings(*, as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    made = table("name", "default", "meaning", "value", wraps="meaning")
+    made = table("name", "default", "meaning", "value", wraps=("meaning",))
     for row in rows:
         made.add_row(*(escape(text) for text in row.values()))
     Console().print(made)
