@@ -7,7 +7,7 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Engine, create_engine, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.errors import SettingsError, Unavailable
@@ -67,6 +67,14 @@ def make_engine(url: str, *, name: str, idle_ms: int = 5000, lock_ms: int = 10_0
 def make_sessions(engine: Engine) -> Sessions:
     """Sessions whose objects stay readable after the commit."""
     return sessionmaker(engine, expire_on_commit=False)
+
+
+def is_cut_off(exc: DBAPIError) -> bool:
+    """Whether an error is about the connection or the server, and not about what was asked.
+
+    The end of a session that idled in a transaction comes as an internal error: its connection tells.
+    """
+    return isinstance(exc, OperationalError | InterfaceError) or exc.connection_invalidated
 
 
 def ping(engine: Engine) -> None:

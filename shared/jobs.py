@@ -52,15 +52,10 @@ class Claim:
     requested_at: Any
 
 
-def is_due(session: Session, settings: Settings) -> bool:
-    """Whether enough labels wait, no job is active, and no pause holds."""
-    due = text("SELECT retrain_due(:threshold, make_interval(secs => :pause))")
-    return bool(session.execute(due, _rule(settings)).scalar_one())
-
-
 def request_due(session: Session, settings: Settings) -> int | None:
     """Insert a job if one is due; the statement itself recounts, so a wrong hint starts nothing."""
-    return session.execute(_REQUEST_DUE, _rule(settings)).scalar_one_or_none()
+    rule = {"threshold": settings.threshold, "pause": settings.pause_minutes * 60}
+    return session.execute(_REQUEST_DUE, rule).scalar_one_or_none()
 
 
 def request_by_admin(session: Session, *, force: bool, reason: str | None) -> tuple[Job, bool]:
@@ -242,13 +237,16 @@ def fail(session: Session, claim: Claim, error: str) -> bool:
 
 
 def to_send(session: Session, *, resend_seconds: float) -> list[int]:
-    """Active jobs that need a (new) message: queued without a fresh one, or with an expired lease."""
+    """Active jobs that need a (new) message: queued without a fresh one, or with an expired lease.
+
+    A message from before the lease ran out woke the worker that fell silent: it wakes no other.
+    """
     found = session.scalars(
         text(
-            "SELECT id FROM retrain_jobs WHERE (state = 'queued' AND (sent_at IS NULL"
-            " OR sent_at < now() - make_interval(secs => :resend)))"
-            " OR (state = 'running' AND lease_until < now()"
-            " AND (sent_at IS NULL OR sent_at < now() - make_interval(secs => :resend)))"
+            "SELECT id FROM retrain_jobs"
+            " WHERE (state = 'queued' OR (state = 'running' AND lease_until < now()))"
+            " AND (sent_at IS NULL OR sent_at < now() - make_interval(secs => :resend)"
+            " OR sent_at < lease_until)"
         ),
         {"resend": resend_seconds},
     )
@@ -281,7 +279,3 @@ def _settle_failed(session: Session, job_id: int, failures: int, error: str) -> 
         {"id": job_id, "failures": failures, "error": error},
     )
     labels.release(session, job_id)
-
-
-def _rule(settings: Settings) -> dict[str, Any]:
-    return {"threshold": settings.threshold, "pause": settings.pause_minutes * 60}

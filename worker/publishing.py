@@ -10,18 +10,20 @@ import orjson
 import structlog
 from redis.exceptions import RedisError
 from sqlalchemy import func, select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from shared import counter, jobs, labels, registry
 from shared.errors import ClaimLost, Conflict
 from shared.queue import send_retrain
-from shared.tables import Part, Version
+from shared.tables import SETTLED_WITH_LABELS, Part, Version
 from worker.champion import Champion
 from worker.evaluation import Verdict
 from worker.export import Exported
 from worker.graphs import load_session, score
 from worker.parts import StoredPart
+from worker.patience import patiently
+from worker.pause import pause
 from worker.preprocessing import Preprocessor
 from worker.rows import Rows
 from worker.run import Context, Run
@@ -75,19 +77,27 @@ def publish(run: Run, candidate: Candidate, evaluate: Callable[[], Outcome]) -> 
 
 
 def announce(context: Context) -> None:
-    """Step 12: wake the API, set the tally, prune, start what became due. Beat repeats each of them."""
+    """Step 12: wake the API, set the tally, prune, start what became due.
+
+    Beat repeats each of them, so that a fault here fails no job that has settled.
+    """
+    pause("step-12")
+    try:
+        _announce(context)
+    except (SQLAlchemyError, RedisError, OSError) as exc:
+        log.warning("not announced; the API polls and beat repeats it", error=type(exc).__name__)
+
+
+def _announce(context: Context) -> None:
     with context.sessions.begin() as session:
         deployment = registry.newest_deployment(session)
         due = jobs.request_due(session, context.settings)
         waiting = labels.waiting(session)
-    try:
-        if deployment is not None:
-            counter.announce(context.redis, deployment)
-        counter.set_tally(context.redis, waiting)
-    except (RedisError, OSError) as exc:
-        log.warning("not announced; the API polls and beat repeats it", error=type(exc).__name__)
     if due is not None:
         send_retrain(context.celery, context.sessions, due)
+    if deployment is not None:
+        counter.announce(context.redis, deployment)
+    counter.set_tally(context.redis, waiting)
     with context.sessions() as session:
         removed = registry.prune(session, context.store, keep=context.settings.keep_versions)
     if removed:
@@ -110,17 +120,20 @@ def _store(run: Run, key: str, candidate: Candidate, outcome: Outcome) -> None:
 
 
 def _settle(run: Run, key: str, candidate: Candidate, outcome: Outcome) -> str:
+    def write(session: Session) -> str:
+        jobs.hold(session, run.claim)
+        line = _write(session, run, key, candidate, outcome)
+        pause("publish")
+        return line
+
     try:
-        with run.context.sessions.begin() as session:
-            jobs.hold(session, run.claim)
-            return _write(session, run, key, candidate, outcome)
-    except (OperationalError, ClaimLost) as exc:
-        # The commit is in doubt: the job itself says what became of it.
-        with run.context.sessions.begin() as session:
-            job = jobs.get(session, run.claim.job_id)
-        if job.fence == run.claim.fence and job.state in ("succeeded", "rejected"):
+        return run.transaction(write)
+    except ClaimLost:
+        # A commit that was in doubt and came through ends the claim too: the job says what became of it.
+        job = patiently(run.context.sessions, lambda session: jobs.get(session, run.claim.job_id))
+        if job.fence == run.claim.fence and job.state in SETTLED_WITH_LABELS:
             return _line(job.result)
-        raise exc from None
+        raise
 
 
 def _write(session: Session, run: Run, key: str, candidate: Candidate, outcome: Outcome) -> str:

@@ -5,6 +5,7 @@ labels, once. No transaction is open while training.
 """
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from shared import jobs, registry
 from shared.errors import ClaimLost, JobSkipped
@@ -53,9 +54,7 @@ def _run(claim: jobs.Claim, signature: Signature, context: Context) -> str:
     with Lease(context.sessions, claim, context.settings) as lease:
         run = Run(context=context, claim=claim, lease=lease, signature=signature)
         try:
-            result = workflow(run)
-        except JobSkipped as exc:
-            result = _skip(run, exc.detail)
+            result = _to_its_end(run)
         except ClaimLost as exc:
             log.warning("claim lost; nothing was published", detail=exc.detail)
             return exc.detail
@@ -69,25 +68,41 @@ def _run(claim: jobs.Claim, signature: Signature, context: Context) -> str:
     return result
 
 
+def _to_its_end(run: Run) -> str:
+    try:
+        return workflow(run)
+    except JobSkipped as exc:
+        return _skip(run, exc.detail)
+
+
 def _skip(run: Run, reason: str) -> str:
-    with run.context.sessions.begin() as session:
-        jobs.settle(session, run.claim, "skipped", rows=run.rows, result={"reason": reason})
+    run.transaction(
+        lambda session: jobs.settle(session, run.claim, "skipped", rows=run.rows, result={"reason": reason})
+    )
     log.info("job skipped", reason=reason)
     return f"skipped: {reason}"
 
 
 def _give_back(run: Run) -> None:
-    with run.context.sessions.begin() as session:
-        jobs.give_back(session, run.claim)
+    try:
+        with run.context.sessions.begin() as session:
+            jobs.give_back(session, run.claim)
+    except (SQLAlchemyError, ClaimLost) as exc:
+        log.warning("asked to stop; the job could not be given back, its lease runs out", error=str(exc))
+        return
     log.info("asked to stop; the job is back in the queue")
     send_retrain(run.context.celery, run.context.sessions, run.claim.job_id)
 
 
 def _fail(run: Run, exc: Exception) -> None:
     error = f"{type(exc).__name__}: {exc}"[:2000]
-    with run.context.sessions.begin() as session:
-        goes_on = jobs.fail(session, run.claim, error)
-    log.error("job failed", error=error, again=goes_on)
+    log.error("job failed", error=error)
+    try:
+        with run.context.sessions.begin() as session:
+            goes_on = jobs.fail(session, run.claim, error)
+    except (SQLAlchemyError, ClaimLost) as fault:
+        log.warning("the failure could not be counted; the lease runs out", error=str(fault))
+        return
     if goes_on:
         send_retrain(run.context.celery, run.context.sessions, run.claim.job_id)
     else:

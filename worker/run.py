@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from celery import Celery
 from redis import Redis
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from shared import jobs
 from shared.artifacts import ArtifactStore
@@ -16,8 +18,11 @@ from shared.database import Sessions
 from shared.settings import Settings
 from shared.signature import Signature
 from worker.lease import Lease
+from worker.patience import patiently
+from worker.pause import pause
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 
 def _nobody(_: str) -> None:
@@ -86,16 +91,55 @@ class Run:
     rows: dict[str, Any] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
 
-    def at(self, step: int, note: str = "", *, part: float = 0.0) -> None:
-        """Say that a step begins (or how far it is), in Postgres, the log and Flower.
+    def at(self, step: int, note: str = "") -> None:
+        """Say that a step begins, in Postgres, the log and Flower.
 
         Raises:
             ClaimLost: the job is not ours any more.
         """
+        self.transaction(lambda session: self._report(session, step, note))
+        self._tell(step, note)
+        pause(f"step-{step}")
+
+    def progress(self, step: int, note: str, part: float) -> None:
+        """Say how far a step is, 0 to 1. A short outage of Postgres is no reason to lose the work.
+
+        Raises:
+            ClaimLost: as for `at`.
+        """
+        self.check()
+        try:
+            with self.context.sessions.begin() as session:
+                self._report(session, step, note, part=part)
+        except SQLAlchemyError as exc:
+            log.warning("progress not reported", error=type(exc).__name__)
+        self._tell(step, note)
+        pause(f"step-{step}-progress")
+
+    def transaction(self, work: Callable[[Session], T]) -> T:
+        """Do `work` in a transaction; again, while only the connection is lost.
+
+        Raises:
+            ClaimLost: the job is not ours any more.
+            DBAPIError: Postgres refused, or did not come back in time.
+        """
+        return patiently(self.context.sessions, work, check=self.check)
+
+    def check(self) -> None:
+        """Stop here if the job is not ours any more, or somebody has asked.
+
+        Raises:
+            ClaimLost: another worker has taken the job.
+            KeyboardInterrupt: somebody has asked.
+        """
+        self.context.stop.check()
         self.lease.check()
+
+    def _report(self, session: Session, step: int, note: str, *, part: float = 0.0) -> None:
+        name, progress = jobs.STEPS[step - 1], (step - 1 + part) / len(jobs.STEPS)
+        jobs.report(session, self.claim, step=step, progress=progress, note=note or name)
+
+    def _tell(self, step: int, note: str) -> None:
         name = jobs.STEPS[step - 1]
-        progress = (step - 1 + part) / len(jobs.STEPS)
-        with self.context.sessions.begin() as session:
-            jobs.report(session, self.claim, step=step, progress=progress, note=note or name)
         log.info("step", step=step, name=name, note=note)
         self.context.notify(f"step {step}/{len(jobs.STEPS)} {name} {note}".strip())

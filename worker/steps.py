@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from shared import jobs, labels
 from shared.errors import ArtifactError
@@ -42,9 +42,12 @@ def claim_labels(run: Run) -> None:
     run.at(2)
     if run.claim.trigger == "bootstrap":
         return
-    with run.context.sessions.begin() as session:
+
+    def claim(session: Session) -> int:
         jobs.hold(session, run.claim)
-        run.rows["claimed"] = labels.claim_waiting(session, run.claim.job_id)
+        return labels.claim_waiting(session, run.claim.job_id)
+
+    run.rows["claimed"] = run.transaction(claim)
 
 
 def write_part(run: Run) -> StoredPart | None:
@@ -53,10 +56,11 @@ def write_part(run: Run) -> StoredPart | None:
     if run.claim.trigger == "bootstrap":
         return None
     key = f"parts/{run.claim.job_id}-{run.claim.fence}.parquet"
-    with run.context.sessions() as session:
-        part = dataset.write_new_part(
+    part = run.transaction(
+        lambda session: dataset.write_new_part(
             session, run.context.store, job_id=run.claim.job_id, key=key, signature=run.signature
         )
+    )
     run.rows["new"] = part.rows if part else 0
     return part
 
@@ -64,8 +68,8 @@ def write_part(run: Run) -> StoredPart | None:
 def load(run: Run, new: StoredPart | None) -> dataset.Dataset:
     """Step 4: all parts together, without what was corrected since."""
     run.at(4)
-    with run.context.sessions() as session:
-        data = dataset.load(
+    data = run.transaction(
+        lambda session: dataset.load(
             session,
             run.context.store,
             job_id=run.claim.job_id,
@@ -73,6 +77,7 @@ def load(run: Run, new: StoredPart | None) -> dataset.Dataset:
             signature=run.signature,
             window=run.context.settings.window,
         )
+    )
     run.rows["total"] = len(data.rows)
     return data
 
@@ -124,13 +129,9 @@ def balance_and_train(run: Run, prepared: Prepared, classes: tuple[str, ...]) ->
     tenth = max(1, settings.iterations // 10)
 
     def watch(done: int, total: int) -> None:
-        run.context.stop.check()
-        run.lease.check()
+        run.check()
         if done % tenth == 0:
-            try:
-                run.at(8, f"tree {done} of {total}", part=done / total)
-            except SQLAlchemyError as exc:  # a short outage is no reason to lose the fit
-                log.warning("progress not reported", error=type(exc).__name__)
+            run.progress(8, f"tree {done} of {total}", done / total)
 
     with run.context.stop.held():
         return training.train(
@@ -180,8 +181,7 @@ def candidate(
 def evaluate(run: Run, candidate: Candidate, sides: dataset.Split) -> Outcome:
     """Step 10: challenger and champion on the same holdout rows, and the gate's verdict."""
     run.at(10, f"largest difference {run.report['parity']['max_difference']:.1e}")
-    with run.context.sessions() as session:
-        champion = champions.find(session)
+    champion = run.transaction(champions.find)
     known = {*candidate.classes, *(champion.classes if champion else ())}
     rows = sides.holdout.take(dataset.of_classes(sides.holdout.labels, known))
     challenger = evaluation.evaluate(rows.labels, candidate.probabilities(rows), candidate.classes)

@@ -176,9 +176,7 @@ def test_a_job_whose_worker_was_killed_is_taken_over_after_its_lease(
 
     wait_for(context, job_id, expired, other)
     assert job_of(context.sessions, job_id).state == "running"
-    assert sweep_now(context) == []  # the first message is young still
-    execute(context.sessions, "UPDATE retrain_jobs SET sent_at = sent_at - interval '15 seconds'")
-    assert sweep_now(context) == [job_id]
+    assert sweep_now(context) == [job_id]  # however young the message is that woke the dead one
     job = wait_for(context, job_id, lambda job: job.state == "succeeded", other)
     assert (job.fence, job.failures) == (2, 1)
     check_finished_once(context, job_id)

@@ -86,16 +86,26 @@ def wait_in_line(sessions: Sessions, count: int) -> None:
     put(sessions, bare_predictions(sessions, count), ["yes"] * count)
 
 
+def running_job(sessions: Sessions) -> int:
+    """A running job where no signature is stored."""
+    execute(sessions, "INSERT INTO signatures (target, features) VALUES ('t', '[]')")
+    made = execute(
+        sessions,
+        "INSERT INTO retrain_jobs (trigger, signature_id, state) VALUES ('admin', 1, 'running') RETURNING id",
+    )
+    return int(made[0].id)
+
+
 def before_step(monkeypatch: pytest.MonkeyPatch, step: int, happening: Callable[[], object]) -> None:
     """Let something happen, once, just before a step of the workflow begins."""
     plain = Run.at
     happened: list[int] = []
 
-    def at(run: Run, number: int, note: str = "", *, part: float = 0.0) -> None:
+    def at(run: Run, number: int, note: str = "") -> None:
         if number == step and not happened:
             happened.append(step)
             happening()
-        plain(run, number, note, part=part)
+        plain(run, number, note)
 
     monkeypatch.setattr(Run, "at", at)
 
