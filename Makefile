@@ -7,10 +7,10 @@ STAMP := $(VENV)/.built
 UV_COMPILE = $(VENV)-uv/bin/uv pip compile -q pyproject.toml --universal --python-version 3.11 \
 	--fork-strategy fewest --generate-hashes --no-emit-index-url --no-header
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint up lock clean
+.PHONY: help demo test test-chaos lint up lock clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 # pip refuses hashes beside a local directory: the lock first, then the project alone.
 $(STAMP): requirements.lock pyproject.toml
@@ -25,7 +25,10 @@ demo: $(STAMP) ## the whole loop once, on embedded servers, in about two minutes
 	@$(BIN)/ratchet demo
 
 test: $(STAMP) ## every test, with coverage
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term -q
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not chaos" --cov --cov-report=term -q
+
+test-chaos: $(STAMP) ## a whole stack under fault after fault, in eight minutes
+	@$(BIN)/python -m pytest -m chaos -q tests/chaos
 
 lint: $(STAMP) ## ruff, mypy, import-linter, alembic check
 	@$(BIN)/ruff check .

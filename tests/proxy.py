@@ -60,6 +60,7 @@ class Proxy:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.sleep(0.05)  # the transports that were aborted close in turns of the loop to come
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.ensure_future(self._forward(reader, writer))
@@ -67,7 +68,11 @@ class Proxy:
         task.add_done_callback(self._tasks.discard)
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        up_reader, up_writer = await asyncio.open_connection(*self._target)
+        try:
+            up_reader, up_writer = await asyncio.open_connection(*self._target)
+        except OSError:  # the server is down, and so is what stands before it
+            writer.transport.abort()
+            return
         doomed = asyncio.Event()
         pumps = [
             asyncio.ensure_future(self._pump(reader, up_writer, lambda data: self._asks(data, doomed))),

@@ -1,0 +1,65 @@
+"""Each fault, under traffic, followed by every promise."""
+
+from typing import Any
+
+import pytest
+
+from tests.chaos import faults, store
+from tests.chaos.conftest import Player
+from tests.chaos.faults import Fault
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
+PAIRS = [
+    ("step-1", "step-2"),
+    ("step-3", "step-4"),
+    ("step-5", "step-6"),
+    ("step-7", "step-8"),
+    ("step-8-progress", "step-9"),
+    ("step-10", "step-11"),
+    ("publish", "step-12"),
+]
+
+
+def test_without_a_fault_a_job_goes_through(player: Player) -> None:
+    player.play(faults.nothing)
+
+
+@pytest.mark.parametrize("points", PAIRS, ids="+".join)
+def test_training_is_killed_at_a_step_and_again_at_the_next(player: Player, points: tuple[str, ...]) -> None:
+    player.play(faults.kill_training, points=points)
+
+
+def test_a_job_whose_worker_dies_three_times_fails_and_its_labels_wait_again(player: Player) -> None:
+    player.play(faults.kill_three_times)
+
+
+@pytest.mark.parametrize(
+    ("fault", "how"),
+    [
+        (faults.kill_worker, {}),
+        (faults.stop_worker, {}),
+        (faults.kill_api, {}),
+        (faults.stop_postgres, {}),
+        (faults.stop_postgres_while_publishing, {}),
+        (faults.freeze_postgres, {}),
+        (faults.empty_valkey, {}),
+        (faults.cut_off_worker, {"point": "step-8-progress"}),
+        (faults.cut_off_worker, {"point": "publish"}),
+        (faults.freeze_worker, {"point": "step-8-progress"}),
+        (faults.freeze_worker, {"point": "publish"}),
+        (faults.send_twice, {}),
+    ],
+)
+def test_processes_and_servers(player: Player, fault: Fault, how: dict[str, Any]) -> None:
+    player.play(fault, **how)
+
+
+def test_redis_is_out_of_reach_for_a_minute(player: Player) -> None:
+    player.play(faults.redis_away, seconds=60.0)
+
+
+@pytest.mark.parametrize("fault", [store.fill_store, store.protect_store, store.spoil_next, store.spoil_live])
+def test_the_artifact_store(player: Player, fault: Fault) -> None:
+    if fault is store.fill_store and not player.stack.is_mounted:
+        pytest.skip("a file system to fill can't be mounted here")
+    player.play(fault)
