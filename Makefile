@@ -28,7 +28,7 @@ test: $(STAMP) ## every test, with coverage
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not chaos" --cov --cov-report=term -q
 
 test-chaos: $(STAMP) ## a whole stack under fault after fault, in eight minutes
-	@$(BIN)/python -m pytest -m chaos -q tests/chaos
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m chaos -q tests/chaos
 
 lint: $(STAMP) ## ruff, mypy, import-linter, alembic check
 	@$(BIN)/ruff check .

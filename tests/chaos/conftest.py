@@ -11,12 +11,14 @@ from tests.chaos.catalogue import Round, possible
 from tests.chaos.faults import Fault
 from tests.chaos.stack import Stack
 
-SEED = int(os.environ.get("RATCHET_CHAOS_SEED") or random.SystemRandom().randrange(10**6))
+VARIABLE = "RATCHET_CHAOS_SEED"
+SEED = int(os.environ.setdefault(VARIABLE, str(random.SystemRandom().randrange(10**6))))
+"""Of the whole run: the processes that share its tests inherit the variable."""
 
 
-def pytest_report_header() -> str:
-    """Which run this is."""
-    return f"chaos seed: {SEED} (RATCHET_CHAOS_SEED={SEED} plays it again)"
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which run this was."""
+    terminalreporter.write_line(f"chaos seed: {SEED} ({VARIABLE}={SEED} plays it again)")
 
 
 class Player:

@@ -42,10 +42,10 @@ QUICK: dict[str, Any] = {
     "window": 1000,
     "gate_tolerance": 1.0,
     "keep_versions": 100,
-    "lease_seconds": 4.0,
+    "lease_seconds": 3.0,
     "renew_seconds": 0.5,
-    "sweep_seconds": 1.0,
-    "reconcile_seconds": 2.0,
+    "sweep_seconds": 0.5,
+    "reconcile_seconds": 1.0,
     "pause_minutes": 0.02,
     "log_level": "info",
 }

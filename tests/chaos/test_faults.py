@@ -1,4 +1,4 @@
-"""Each fault, under traffic, followed by every promise."""
+"""Servers, the API and the store fail, under traffic, followed by every promise."""
 
 from typing import Any
 
@@ -9,35 +9,15 @@ from tests.chaos.conftest import Player
 from tests.chaos.faults import Fault
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
-PAIRS = [
-    ("step-1", "step-2"),
-    ("step-3", "step-4"),
-    ("step-5", "step-6"),
-    ("step-7", "step-8"),
-    ("step-8-progress", "step-9"),
-    ("step-10", "step-11"),
-    ("publish", "step-12"),
-]
 
 
 def test_without_a_fault_a_job_goes_through(player: Player) -> None:
     player.play(faults.nothing)
 
 
-@pytest.mark.parametrize("points", PAIRS, ids="+".join)
-def test_training_is_killed_at_a_step_and_again_at_the_next(player: Player, points: tuple[str, ...]) -> None:
-    player.play(faults.kill_training, points=points)
-
-
-def test_a_job_whose_worker_dies_three_times_fails_and_its_labels_wait_again(player: Player) -> None:
-    player.play(faults.kill_three_times)
-
-
 @pytest.mark.parametrize(
     ("fault", "how"),
     [
-        (faults.kill_worker, {}),
-        (faults.stop_worker, {}),
         (faults.kill_api, {}),
         (faults.stop_postgres, {}),
         (faults.stop_postgres_while_publishing, {}),
