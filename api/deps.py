@@ -1,9 +1,10 @@
 """What the routes share: the typed state of the process, and reading a request."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass
 from functools import partial
+from types import coroutine
 from typing import Annotated, Any, TypeVar
 
 import orjson
@@ -12,14 +13,24 @@ from fastapi import Depends, Request
 from pydantic import BaseModel, ValidationError
 from redis import Redis
 from sqlalchemy import Engine
+from starlette.requests import ClientDisconnect
 
 from api.auth import Auth
 from api.recorder import Recorder
 from api.serving import Serving
 from api.tally import Tally
 from shared.database import Sessions
-from shared.errors import MAX_FAULTS, Fault, Invalid, NotJSON, TooLarge, UnsupportedMediaType
+from shared.errors import (
+    MAX_FAULTS,
+    Fault,
+    Invalid,
+    NotJSON,
+    RequestTimeout,
+    TooLarge,
+    UnsupportedMediaType,
+)
 from shared.settings import Settings
+from shared.signature import MAX_TEXT
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -64,28 +75,66 @@ def require_admin(request: Request, state: State) -> str:
 Admin = Annotated[str, Depends(require_admin)]
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The body, never more than `limit` bytes of it in memory.
+async def read_body(request: Request, settings: Settings) -> bytes:
+    """The body, never much more than `max_body` bytes of it in memory.
 
     Raises:
         TooLarge: it is longer.
+        RequestTimeout: it did not arrive within `body_seconds`.
         UnsupportedMediaType: it is declared as something else than JSON.
     """
     declared = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if declared != "application/json":
         raise UnsupportedMediaType(f"the body must be application/json, not {declared[:100] or 'nothing'}")
-    length = request.headers.get("content-length", "")
-    if length.isascii() and length.isdigit() and len(length) < 20 and int(length) <= limit:
-        return await request.body()
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding != "identity":
+        raise UnsupportedMediaType(f"the body must not be encoded, and this is {coding[:100] or 'unclear'}")
+    limit = settings.max_body
+    length = request.headers.get("content-length", "0")
+    fits = length.isascii() and length.isdigit() and len(length) < 20 and int(length) <= limit
+    body = await _in_time(_receive(request, limit), settings.body_seconds) if fits else b""
+    if not fits or len(body) > limit:
+        raise TooLarge(f"the body is longer than RATCHET_MAX_BODY, {limit} bytes")
+    return body
+
+
+async def _receive(request: Request, limit: int) -> bytes:
+    """What arrives until the body ends or is longer than `limit`."""
     chunks = bytearray()
-    if not length:
-        async for chunk in request.stream():
-            chunks += chunk
-            if len(chunks) > limit:
-                break
-        else:
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk: bytes = message.get("body", b"")
+        if not chunks and not message.get("more_body"):
+            return chunk
+        chunks += chunk
+        if not message.get("more_body") or len(chunks) > limit:
             return bytes(chunks)
-    raise TooLarge(f"the body is longer than RATCHET_MAX_BODY, {limit} bytes")
+
+
+async def _in_time(reading: Coroutine[Any, Any, bytes], seconds: float) -> bytes:
+    """The body, within so many seconds; one that is there already, as most are, pays for no timer."""
+    try:
+        waited = reading.send(None)
+    except StopIteration as arrived:
+        body: bytes = arrived.value
+        return body
+    try:
+        async with asyncio.timeout(seconds):
+            return await _rest(reading, waited)
+    except TimeoutError:
+        raise RequestTimeout(
+            f"the body did not arrive within RATCHET_BODY_SECONDS, {seconds:g} s; nothing was written"
+        ) from None
+
+
+@coroutine
+def _rest(started: Coroutine[Any, Any, bytes], waited: Any) -> Generator[Any, Any, bytes]:
+    """Go on with a coroutine that has run up to its first wait."""
+    yield waited
+    body: bytes = yield from started  # an await would refuse what has begun
+    return body
 
 
 def parse_json(body: bytes) -> Any:
@@ -122,7 +171,7 @@ def json_body(
     """
 
     async def read(request: Request, state: State) -> Model:
-        body = await read_body(request, state.settings.max_body)
+        body = await read_body(request, state.settings)
         work = partial(_validate, model, body, optional=optional, rows=rows, most=state.settings.max_rows)
         return await asyncio.to_thread(work) if is_large(body) else work()
 
@@ -164,5 +213,7 @@ def _fault(error: Any) -> Fault:
     row = next((part for part in error["loc"] if isinstance(part, int)), None)
     names = [part for part in error["loc"] if isinstance(part, str)]
     return Fault(
-        detail=error["msg"].removeprefix("Value error, "), row=row, feature=names[-1] if names else None
+        detail=error["msg"].removeprefix("Value error, "),
+        row=row,
+        feature=names[-1][:MAX_TEXT] if names else None,
     )

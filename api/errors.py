@@ -14,7 +14,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from shared.errors import MAX_FAULTS, Fault, Invalid, NotFound, RatchetError, Unauthorized, Unavailable
+from shared.errors import (
+    MAX_FAULTS,
+    Fault,
+    Invalid,
+    NotFound,
+    RatchetError,
+    RequestTimeout,
+    Unauthorized,
+    Unavailable,
+)
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -40,6 +49,8 @@ def problem(error: RatchetError) -> Response:
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, RequestTimeout):
+        headers["Connection"] = "close"  # what still comes of the body is read by nobody
     return Response(orjson.dumps(body), error.status, headers, MEDIA_TYPE)
 
 

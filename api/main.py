@@ -5,7 +5,7 @@ import gc
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -14,8 +14,10 @@ from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 
 from api import errors
+from api.admission import Admission
 from api.auth import Auth
 from api.deps import AppState
+from api.ratelimit import RateLimit
 from api.recorder import Recorder
 from api.routes import admin, docs, health, labels, models, predictions, retrain, root
 from api.serving import Serving
@@ -33,11 +35,13 @@ log = structlog.get_logger()
 NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
 """FastAPI's own asks for its providers at every request: a tenth of the time that a prediction takes."""
 
+CANCEL_SECONDS = 0.1
+
 DESCRIPTION = "A prediction service that learns from the true labels you send back."
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """Build the service. Nothing is connected before it starts.
+def create_app(settings: Settings | None = None) -> Admission:
+    """Build the service: the app, and before it what bounds it. Nothing is connected before it starts.
 
     Raises:
         SystemExit: a setting is wrong or missing; its one line names the variable.
@@ -54,6 +58,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description=DESCRIPTION,
         lifespan=_lifespan(settings),
         openapi_url=None,  # routes/docs.py serves it, behind the key
+        redirect_slashes=False,  # a redirect would name the host that the client named, and plain http
         telemetry=NO_TELEMETRY,
     )
     errors.install(app)
@@ -61,7 +66,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_route("/predict", predictions.predict, methods=["POST"], include_in_schema=False)
     for module in (root, labels, retrain, models, admin, health, docs):
         app.include_router(module.router)
-    return app
+    limited = RateLimit(app, settings, settings.rate_limit) if settings.rate_limit else app
+    return Admission(limited, settings)
 
 
 def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
@@ -105,7 +111,12 @@ def _make_state(settings: Settings) -> AppState:
         engine=engine,
         sessions=sessions,
         serving=Serving(sessions=sessions, store=ArtifactStore(settings.artifacts), settings=settings),
-        recorder=Recorder(url, deadline=settings.record_deadline, on_labels=tally.add),
+        recorder=Recorder(
+            url,
+            deadline=settings.record_deadline,
+            on_labels=tally.add,
+            max_rows=settings.max_queued_rows,
+        ),
         tally=tally,
         redis=connect(redis_url(settings)),
         celery=celery,
@@ -133,6 +144,9 @@ def _stop_on_fault(task: "asyncio.Task[None]") -> None:
 
 
 async def _cancel(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
+    """End a task. One cancellation can be lost: a call that is just done may swallow it."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=CANCEL_SECONDS)
+    if not task.cancelled():
+        task.result()

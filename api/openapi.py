@@ -6,8 +6,9 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from api.admission import OPEN
 from api.errors import MEDIA_TYPE
-from api.schemas import LabelsIn, Predict, Prediction, RetrainIn
+from api.schemas import LabelsIn, Predict, Prediction, RetrainIn, describe_rows
 from api.serving import ServingPlan
 
 REF = "#/components/schemas/{model}"
@@ -39,18 +40,27 @@ _STATUSES = {
     "401": "a key is needed",
     "403": "the key opens nothing here",
     "404": "nothing is there",
+    "408": "the body did not arrive in time; nothing was written",
     "409": "it contradicts what is stored or live",
     "413": "too many rows or bytes",
     "415": "the body isn't declared as JSON",
     "422": "every fault, by row and feature; nothing was written",
-    "503": "no model yet, or Postgres does not answer; Retry-After says when to try again",
+    "429": "the rate of this key or address is used up; nothing was written; Retry-After says for how long",
+    "503": "no model yet; or too many requests at once, nothing was written; or Postgres did not answer in"
+    " time, it may have been stored: send it again with the same ids. Retry-After says when",
 }
-_OF_BODIES = {"400", "409", "413", "415"}
+_OF_BODIES = {"400", "408", "409", "413", "415"}
 _ID = "0190a1b2-c3d4-7e5f-8a6b-7c8d9e0f1a2b"
 
 
-def build(app: FastAPI, plan: ServingPlan | None) -> dict[str, Any]:
-    """The document, with `/predict`'s example from the live signature."""
+def build(app: FastAPI, plan: ServingPlan | None, *, keyed: bool = False) -> dict[str, Any]:
+    """The document; what it says of `/predict` follows the live version.
+
+    Args:
+        app: whose routes it describes.
+        plan: what is live, if anything is.
+        keyed: whether an API key is needed.
+    """
     document = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
@@ -61,14 +71,16 @@ def build(app: FastAPI, plan: ServingPlan | None) -> dict[str, Any]:
         schema = model.model_json_schema(ref_template=REF)
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema
+    if plan:
+        describe_rows(schemas["Predict"], plan.model.signature, width=len(plan.model.scaled_features))
     schemas["Problem"] = _PROBLEM
     document["paths"]["/predict"] = {"post": _predict()}
     _body(document, "/predict", Predict, predict_example(plan))
     _body(document, "/labels", LabelsIn, {"labels": [{"prediction_id": _ID, "true_label": _a_class(plan)}]})
-    _body(document, "/admin/retrain", RetrainIn, {"force": False, "reason": "new price list"})
+    _body(document, "/admin/retrain", RetrainIn, {"force": False, "reason": "new price list"}, required=False)
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            _describe_errors(path, method, operation)
+            _describe_errors(path, method, operation, keyed=keyed)
     return document
 
 
@@ -93,19 +105,32 @@ def _predict() -> dict[str, Any]:
     }
 
 
-def _body(document: dict[str, Any], path: str, model: type[BaseModel], example: dict[str, Any]) -> None:
+def _body(
+    document: dict[str, Any],
+    path: str,
+    model: type[BaseModel],
+    example: dict[str, Any],
+    *,
+    required: bool = True,
+) -> None:
     schema = {"$ref": REF.format(model=model.__name__)}
     document["paths"][path]["post"]["requestBody"] = {
-        "required": True,
+        "required": required,
         "content": {"application/json": {"schema": schema, "example": example}},
     }
 
 
-def _describe_errors(path: str, method: str, operation: dict[str, Any]) -> None:
-    operation["security"] = [{"key": []}] if path.startswith("/admin") else [{"key": []}, {}]
+def _describe_errors(path: str, method: str, operation: dict[str, Any], *, keyed: bool) -> None:
+    needed = keyed or path.startswith("/admin")
+    if path in OPEN:
+        operation["security"] = []
+    else:
+        operation["security"] = [{"key": []}] if needed else [{"key": []}, {}]
     problem = {MEDIA_TYPE: {"schema": {"$ref": REF.format(model="Problem")}}}
     for status, description in _STATUSES.items():
-        if method == "get" and status in _OF_BODIES:
+        if (method == "get" and status in _OF_BODIES) or (path in OPEN and status == "429"):
             continue
         known = operation["responses"].get(status, {}).get("description", description)
-        operation["responses"][status] = {"description": known, "content": problem}
+        operation["responses"][status] = {"description": known, "content": dict(problem)}
+    if path == "/ready":  # it answers in its own words, unless it takes too long
+        operation["responses"]["503"]["content"].update(operation["responses"]["200"]["content"])

@@ -15,7 +15,7 @@ import structlog
 from api.statements import write_batch
 from api.writes import Recorded, Write
 from shared.database import connect_options
-from shared.errors import Invalid, RatchetError, Unavailable
+from shared.errors import Invalid, Overloaded, RatchetError, Unavailable
 
 BATCH_ROWS = 5000
 RETRY_SECONDS = 0.05
@@ -33,9 +33,19 @@ class _Pending:
 class Recorder:
     """Writes predictions and their labels; every write ends within its deadline."""
 
-    def __init__(self, url: str, *, deadline: float, on_labels: Callable[[int], None]) -> None:
-        """Prepare to write to `url`; `deadline` in seconds; `on_labels` hears of labels to count."""
+    def __init__(
+        self, url: str, *, deadline: float, on_labels: Callable[[int], None], max_rows: int = 20_000
+    ) -> None:
+        """Prepare to write to `url`.
+
+        Args:
+            deadline: longest a request waits, seconds.
+            on_labels: hears of labels to count.
+            max_rows: most rows that wait or are being written; a request alone may have more.
+        """
         self._url = url
+        self._max_rows = max_rows
+        self._rows = 0
         self._deadline = deadline
         self._on_labels = on_labels
         self._queue: list[_Pending] = []
@@ -49,6 +59,7 @@ class Recorder:
         """Store one request's rows, all or none of them.
 
         Raises:
+            Overloaded: too many rows wait already; nothing was written.
             Conflict: a caller's id is known with other features; nothing was written.
             Invalid: Postgres refused the data; nothing was written.
             Unavailable: Postgres did not confirm in time; the rows may or may not be stored.
@@ -56,6 +67,10 @@ class Recorder:
         if self._closing:
             raise Unavailable("this process is shutting down")
         pending = _Pending(write=write, future=asyncio.get_running_loop().create_future())
+        rows = len(write.rows)
+        if self._rows and self._rows + rows > self._max_rows:
+            raise Overloaded("too many rows wait to be stored; nothing was written, send it again")
+        self._rows += rows
         pending.deadline = time.monotonic() + self._deadline
         self._queue.append(pending)
         self._arrived.set()
@@ -183,6 +198,7 @@ class Recorder:
     def _answer(self, batch: Sequence[_Pending], outcomes: Sequence[Recorded | RatchetError]) -> None:
         labels = 0
         for pending, outcome in zip(batch, outcomes, strict=True):
+            self._rows -= len(pending.write.rows)
             if isinstance(outcome, Recorded):
                 labels += outcome.new_labels
             if pending.future.done():  # its client went away

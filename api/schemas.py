@@ -5,10 +5,16 @@ from typing import Annotated, Any, Self
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic.config import JsonDict
 
-from shared.signature import MAX_TEXT, label_fault
+from shared.signature import FLOAT32_MAX, MAX_TEXT, Feature, Signature, label_fault
 
-CallerId = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+NO_NUL = r"^[^\x00]*$"
+"""Postgres can't store that character. As a pattern in the description; the checks say it in words."""
+TEXT: JsonDict = {"minLength": 1, "maxLength": MAX_TEXT, "pattern": NO_NUL}
+CallerId = Annotated[str, Field(min_length=1, max_length=MAX_TEXT, json_schema_extra={"pattern": NO_NUL})]
+Text = Annotated[str, Field(json_schema_extra=TEXT)]
+Number = Annotated[float, Field(ge=-FLOAT32_MAX, le=FLOAT32_MAX)]
 
 
 class Body(BaseModel):
@@ -17,14 +23,62 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+_RAW: JsonDict = {
+    "required": ["raw_features"],
+    "properties": {"raw_features": {"type": "array"}},
+}
+_SCALED_ONLY: JsonDict = {
+    "required": ["inputs"],
+    "properties": {
+        "inputs": {"type": "array"},
+        "raw_features": {"type": "null"},
+        "true_labels": {"type": ["array", "null"], "items": {"type": "null"}},
+        "ids": {"type": ["array", "null"], "items": {"type": "null"}},
+    },
+}
+
+
 class Predict(Body):
-    """Rows to score. `inputs` are rows already in the live version's scaled space."""
+    """Rows to score; every list has one entry per row. `inputs` are rows in the live version's scaled space.
+
+    Described here and checked by `read_query`, which is faster.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"anyOf": [_RAW, _SCALED_ONLY]})
 
     raw_features: list[dict[str, Any]] | None = Field(None, min_length=1, description="one object per row")
-    inputs: list[list[float]] | None = Field(None, min_length=1, description="scaled rows")
-    true_labels: list[str | None] | None = Field(None, description="the true class of each row, or null")
-    ids: list[str | None] | None = Field(None, description="your own id of each row; sent again: no double")
+    inputs: list[list[Number]] | None = Field(None, min_length=1, description="scaled rows")
+    true_labels: list[Text | None] | None = Field(None, description="the true class of each row, or null")
+    ids: list[Text | None] | None = Field(None, description="your own id of each row; sent again: no double")
     model_version: int | None = Field(None, description="refuse (409) unless this version is live")
+
+
+def describe_rows(predict: dict[str, Any], signature: Signature, *, width: int) -> None:
+    """Write the live features, and the width of a scaled row, into the schema of `Predict`."""
+    row = {
+        "type": "object",
+        "properties": {feature.name: _describe(feature) for feature in signature.features},
+        "required": [feature.name for feature in signature.features if feature.required],
+        "additionalProperties": False,
+    }
+    rows, _null = predict["properties"]["raw_features"]["anyOf"]
+    rows["items"] = row
+    scaled, _null = predict["properties"]["inputs"]["anyOf"]
+    scaled["items"].update(minItems=width, maxItems=width)
+
+
+def _describe(feature: Feature) -> dict[str, Any]:
+    null = [] if feature.required else ["null"]
+    if feature.kind == "numeric":
+        return {"type": ["number", *null], "minimum": -FLOAT32_MAX, "maximum": FLOAT32_MAX}
+    limits = {**TEXT, "minLength": int(feature.required)}
+    # a number is read as the text of it
+    return {
+        "type": ["string", "number", "boolean", *null],
+        **limits,
+        "minimum": 1 - 2**63,
+        "maximum": 2**63 - 1,
+    }
 
 
 class Prediction(BaseModel):
@@ -38,12 +92,20 @@ class Prediction(BaseModel):
     counted: int = Field(description="first labels of their prediction in this request")
 
 
+def _only(name: str, other: str) -> JsonDict:
+    return {"required": [name], "properties": {name: {"type": "string"}, other: {"type": "null"}}}
+
+
 class LabelIn(Body):
     """The true class of one prediction, named by our id or by the caller's."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [_only("prediction_id", "id"), _only("id", "prediction_id")]}
+    )
+
     prediction_id: Annotated[UUID, Field(strict=False)] | None = None
     id: CallerId | None = None
-    true_label: str = Field(json_schema_extra={"minLength": 1, "maxLength": MAX_TEXT})
+    true_label: Text
 
     @field_validator("true_label")
     @classmethod
@@ -85,7 +147,7 @@ class RetrainIn(Body):
     """Why, and whether without a new label too."""
 
     force: bool = False
-    reason: str | None = Field(None, max_length=1000)
+    reason: Annotated[str, Field(max_length=1000, json_schema_extra={"pattern": NO_NUL})] | None = None
 
     @field_validator("reason")
     @classmethod

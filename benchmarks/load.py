@@ -20,42 +20,66 @@ class Result:
     longest: float
 
 
-class _Connection(asyncio.Protocol):
+class Caller(asyncio.Protocol):
+    """One keep-alive connection with one request in flight; `answered` hears of every answer."""
+
+    def __init__(self) -> None:
+        self.sent = 0.0
+        self._buffer = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the way to the server."""
+        self._transport = transport
+
+    def send(self, request: bytes) -> None:
+        """Send a request."""
+        self.sent = time.perf_counter()
+        self._transport.write(request)  # type: ignore[attr-defined]
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came; whole, it is an answer."""
+        self._buffer += data
+        head, gap, body = self._buffer.partition(b"\r\n\r\n")
+        if not gap:
+            return
+        head = head.lower()
+        length = int(head.split(b"content-length: ", 1)[1].split(b"\r\n", 1)[0])
+        if len(body) < length:
+            return
+        self._buffer = b""
+        self.answered(head)
+
+    def answered(self, head: bytes) -> None:
+        """An answer is there; its head in lower case."""
+        raise NotImplementedError
+
+
+class _Connection(Caller):
     """Sends the next request as soon as the last is answered, until `end`."""
 
     def __init__(self, requests: Iterator[bytes], end: float) -> None:
+        super().__init__()
         self.latencies: list[float] = []
         self.failures = 0
         self.done = asyncio.get_running_loop().create_future()
         self._requests = requests
         self._end = end
-        self._buffer = b""
-        self._sent = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-        self._send()
+        super().connection_made(transport)
+        self._next()
 
-    def _send(self) -> None:
-        self._sent = time.perf_counter()
-        if self._sent >= self._end:
+    def _next(self) -> None:
+        if time.perf_counter() >= self._end:
             self._transport.close()
             self.done.set_result(None)
-            return
-        self._transport.write(next(self._requests))  # type: ignore[attr-defined]
+        else:
+            self.send(next(self._requests))
 
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        head, gap, body = self._buffer.partition(b"\r\n\r\n")
-        if not gap:
-            return
-        length = int(head.lower().split(b"content-length: ", 1)[1].split(b"\r\n", 1)[0])
-        if len(body) < length:
-            return
-        self._buffer = b""
-        self.latencies.append(time.perf_counter() - self._sent)
-        self.failures += not head.startswith(b"HTTP/1.1 200")
-        self._send()
+    def answered(self, head: bytes) -> None:
+        self.latencies.append(time.perf_counter() - self.sent)
+        self.failures += not head.startswith(b"http/1.1 200")
+        self._next()
 
     def connection_lost(self, _exc: Exception | None) -> None:
         if not self.done.done():

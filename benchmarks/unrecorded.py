@@ -34,7 +34,7 @@ def create_app() -> FastAPI:
 
     async def predict(request: Request) -> Response:
         model = request.app.state.model
-        body = await read_body(request, settings.max_body)
+        body = await read_body(request, settings)
         scored = _score(model, read_query(parse_json(body), model, max_rows=settings.max_rows))
         return Response(_answer(model, scored, None, Recorded()), media_type="application/json")
 

@@ -56,7 +56,7 @@ def commands(
     found.append(service("beat", "celery", "-A", "worker.app", "beat",
                          "--scheduler", "celery.beat:Scheduler", "--loglevel", "info"))
     found.append(service(API, "uvicorn", "--factory", "api.main:create_app", "--host", "127.0.0.1",
-                         "--port", str(port), "--loop", "uvloop", "--http", "httptools", "--no-access-log",
-                         "--timeout-graceful-shutdown", "10"))
+                         "--port", str(port), "--loop", "uvloop", "--http", "api.protocol:Protocol",
+                         "--no-access-log", "--timeout-graceful-shutdown", "10"))
     # fmt: on
     return found

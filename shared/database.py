@@ -61,6 +61,7 @@ def make_engine(url: str, *, name: str, idle_ms: int = 5000, lock_ms: int = 10_0
         pool_pre_ping=True,
         pool_size=size,
         pool_timeout=CONNECT_TIMEOUT,
+        hide_parameters=True,  # customers' features stay out of logs and of a job's error
     )
 
 

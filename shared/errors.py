@@ -18,16 +18,18 @@ class Fault:
 
 
 class RatchetError(Exception):
-    """Something went wrong in Ratchet."""
+    """Something went wrong in Ratchet. `retry_after`: seconds until it is worth another try."""
 
     status: ClassVar[int] = 500
     title: ClassVar[str] = "Internal error"
-    retry_after: ClassVar[int | None] = None
+    retry_after: int | None = None
 
-    def __init__(self, detail: str, *, faults: Sequence[Fault] = ()) -> None:
+    def __init__(self, detail: str, *, faults: Sequence[Fault] = (), retry_after: int | None = None) -> None:
         super().__init__(detail)
         self.detail = detail
         self.faults = tuple(faults)
+        if retry_after is not None:
+            self.retry_after = retry_after
 
 
 class SettingsError(RatchetError):
@@ -64,6 +66,13 @@ class NotFound(RatchetError):
     title = "Not found"
 
 
+class RequestTimeout(RatchetError):
+    """The body did not arrive in time; nothing was written."""
+
+    status = 408
+    title = "Request timeout"
+
+
 class Conflict(RatchetError):
     """The request contradicts what is already stored or live."""
 
@@ -92,12 +101,25 @@ class Invalid(RatchetError):
     title = "Invalid request"
 
 
+class TooManyRequests(RatchetError):
+    """The caller has used up its rate; `retry_after` says when it may come again."""
+
+    status = 429
+    title = "Too many requests"
+
+
 class Unavailable(RatchetError):
     """A server that the request needs does not answer; sending it again later is right."""
 
     status = 503
     title = "Unavailable"
     retry_after = 1
+
+
+class Overloaded(Unavailable):
+    """This process has as much to do as it may take on; nothing was written."""
+
+    title = "Overloaded"
 
 
 class NoModel(Unavailable):

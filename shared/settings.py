@@ -1,8 +1,10 @@
 """Every setting of Ratchet, read once from the environment."""
 
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -49,6 +51,24 @@ class Settings(BaseSettings):
     max_body: int = Field(8 * 2**20, ge=1024, description="largest request body, bytes")
     record_deadline: float = Field(
         1.8, gt=0, le=60, description="longest a request waits for Postgres, seconds"
+    )
+    body_seconds: float = Field(
+        10.0, gt=0, description="a body that takes longer to arrive is refused, seconds"
+    )
+    request_deadline: float = Field(
+        15.0, gt=0, description="longest that anything but /predict waits for Postgres, seconds"
+    )
+    max_in_flight: int = Field(
+        64, ge=1, description="most requests at once in one process, /predict and the rest counted apart"
+    )
+    max_queued_rows: int = Field(
+        20_000, ge=1, description="most rows of one process that wait for Postgres; one request may have more"
+    )
+    rate_limit: str | None = Field(
+        None,
+        description="most requests of one key, or of one address where no key is needed, in any such span:"
+        " 100/second, 6000/minute, 50000/hour; unset: no limit. Behind a proxy, let uvicorn trust it"
+        " (FORWARDED_ALLOW_IPS), or all its clients have one address",
     )
     poll_seconds: float = Field(
         2.0, gt=0, description="how often the API looks for a new deployment, seconds"
@@ -99,14 +119,14 @@ class Settings(BaseSettings):
     def _postgres(cls, value: SecretStr | None) -> SecretStr | None:
         if value and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
             raise ValueError("must start with postgresql://")
-        return value
+        return _readable(value)
 
     @field_validator("redis_url")
     @classmethod
     def _redis(cls, value: SecretStr | None) -> SecretStr | None:
         if value and not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must start with redis://, rediss:// or unix://")
-        return value
+        return _readable(value)
 
     @field_validator("admin_keys", "api_keys")
     @classmethod
@@ -115,6 +135,13 @@ class Settings(BaseSettings):
             return None
         if any(not entry.strip().rpartition(":")[2] for entry in value.get_secret_value().split(",")):
             raise ValueError("an entry without a secret; each must be secret or name:secret")
+        return value
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _rate(cls, value: str | None) -> str | None:
+        if value and not re.fullmatch(r"[1-9][0-9]{0,8}/(second|minute|hour)", value):
+            raise ValueError("must be a number per second, minute or hour, such as 100/second")
         return value
 
     @field_validator("artifacts_url")
@@ -134,6 +161,26 @@ class Settings(BaseSettings):
     def artifacts(self) -> str:
         """URL of the artifact store."""
         return self.artifacts_url or (self.home.resolve() / "artifacts").as_uri()
+
+
+def _readable(value: SecretStr | None) -> SecretStr | None:
+    """Refuse a URL in which a client would take a piece of the password for a host or a port, and log it."""
+    if value is None:
+        return None
+    url = value.get_secret_value()
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - reading it checks it
+    except ValueError:
+        readable = False
+    else:
+        behind = parts.path + parts.query
+        readable = parts.netloc.count("@") < 2 and "@" not in behind and not parts.fragment
+    if not readable or re.search("%(?![0-9A-Fa-f]{2})", url):
+        raise ValueError(
+            "can't be read as a URL; in the password, write / ? # @ : and % as %2F %3F %23 %40 %3A %25"
+        )
+    return value
 
 
 def variable(field: str) -> str:

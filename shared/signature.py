@@ -160,16 +160,18 @@ def canonical_category(value: object) -> str:
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
     if isinstance(value, int | np.integer):
-        text = str(int(value)) if abs(int(value)) < 2**63 else ""
-        if not text:
-            raise ValueError("a category that is a number beyond 64 bits")
-        return text
+        return _number_text(int(value))
     if isinstance(value, float | np.floating):
-        value = float(value)
-        if not math.isfinite(value):
-            raise ValueError("a category that is no finite number")
-        return str(int(value)) if value.is_integer() and abs(value) < 2**63 else repr(value)
+        return _number_text(float(value))
     raise ValueError(f"a text is needed, not {_kind(value)}")
+
+
+def _number_text(value: int | float) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a category that is no finite number")
+    if abs(value) >= 2**63:  # in JSON a longer number is a float for some readers, with other digits
+        raise ValueError("a category that is a number beyond 64 bits")
+    return str(int(value)) if value == int(value) else repr(value)
 
 
 def _canonical_text(value: str) -> str:

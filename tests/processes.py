@@ -53,7 +53,7 @@ def api_processes(settings: Settings, logs: Path, count: int = 1) -> Iterator[li
 def _command(settings: Settings, logs: Path, port: int) -> Command:
     # fmt: off
     argv = [sys.executable, "-m", "uvicorn", "--factory", "api.main:create_app", "--port", str(port),
-            "--loop", "uvloop", "--http", "httptools", "--no-access-log"]
+            "--loop", "uvloop", "--http", "api.protocol:Protocol", "--no-access-log"]
     # fmt: on
     return Command(name="api", argv=argv, log=logs / f"api-{port}.log", env=environment(settings), cwd=logs)
 

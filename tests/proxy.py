@@ -57,6 +57,7 @@ class Proxy:
         if self._server is not None:
             self._server.close()
             self._server = None
+            await asyncio.sleep(0.01)  # whoever was accepted just now is a task by then
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -66,6 +67,7 @@ class Proxy:
         task = asyncio.ensure_future(self._forward(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: writer.transport.abort())  # also of one that never began
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

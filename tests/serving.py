@@ -20,7 +20,7 @@ ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 def serve(settings: Settings) -> Iterator[httpx.Client]:
     """Run the API until the block ends; yields a client of it."""
     config = uvicorn.Config(
-        create_app(settings), port=0, loop="uvloop", http="httptools", log_config=None, ws="none"
+        create_app(settings), port=0, loop="uvloop", http="api.protocol:Protocol", log_config=None, ws="none"
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from shared.errors import DataError
-from shared.signature import FLOAT32_MAX, MISSING, Feature, Signature, canonical_category, label_fault
+from shared.signature import FLOAT32_MAX, MISSING, Feature, canonical_category, label_fault
 
 NO_NUMBER = frozenset({"", "na", "n/a", "nan", "null", "none", "-", "?", "#n/a"})
 """What a text cell of a numeric column holds, in lower case, when it holds nothing."""
@@ -137,29 +137,6 @@ def labels(frame: pd.DataFrame, target: str) -> npt.NDArray[np.object_]:
         if fault:
             raise DataError(f"{place(frame[target], row)}: {fault}")
     return found
-
-
-def canonical_rows(
-    frame: pd.DataFrame, signature: Signature
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.object_], npt.NDArray[np.object_]]:
-    """A frame's labelled rows as model inputs; rows without a target are left out.
-
-    Returns:
-        numeric float32 (n, a) with NaN for missing, categorical object (n, b) of text with "" for
-        missing, labels object (n,) of text.
-
-    Raises:
-        DataError: a column is not there, or a cell can't be read, by row and column.
-    """
-    frame = labelled(frame, signature.target)
-    _check_columns(frame, signature.features)
-    numeric = np.empty((len(frame), len(signature.numeric)), dtype=np.float32)
-    for at, feature in enumerate(signature.numeric):
-        numeric[:, at] = numbers(frame[feature.name])
-    categorical = np.empty((len(frame), len(signature.categorical)), dtype=object)
-    for at, feature in enumerate(signature.categorical):
-        categorical[:, at] = [cell or MISSING for cell in categories(frame[feature.name])]
-    return numeric, categorical, labels(frame, signature.target)
 
 
 def records(frame: pd.DataFrame, features: Sequence[Feature]) -> list[dict[str, float | str | None]]:

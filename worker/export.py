@@ -19,8 +19,6 @@ from worker.graphs import IR_VERSION, OPSETS, load_session, make_model, run, sco
 from worker.preprocessing import Preprocessor
 from worker.rows import Rows
 
-__all__ = ["FORMAT", "Exported", "check_parity", "export", "load_session", "score"]
-
 FORMAT = "1"
 """Version of the graphs' inputs, outputs and metadata."""
 

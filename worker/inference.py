@@ -14,19 +14,7 @@ import pandas as pd
 
 from shared.errors import DataError
 from shared.signature import MAX_TEXT, Feature
-from worker.columns import (
-    canonical_rows,
-    categories,
-    cells,
-    labelled,
-    labels,
-    number,
-    numbers,
-    present,
-    records,
-)
-
-__all__ = ["Inferred", "canonical_rows", "infer", "records"]
+from worker.columns import categories, cells, labelled, labels, number, numbers, present
 
 FEW_ROWS = 20
 """A class with fewer rows is said: too few to learn from (the default of RATCHET_MIN_CLASS_ROWS)."""

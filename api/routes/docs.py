@@ -13,8 +13,9 @@ router = APIRouter(include_in_schema=False, dependencies=[Depends(require_api_ke
 
 @router.get("/openapi.json")
 def document(request: Request, state: State) -> JSONResponse:
-    """The OpenAPI document; `/predict`'s example follows the live signature."""
-    return JSONResponse(openapi.build(request.app, state.serving.loaded))
+    """The OpenAPI document; what it says of `/predict` follows the live version."""
+    keyed = state.settings.api_keys is not None
+    return JSONResponse(openapi.build(request.app, state.serving.loaded, keyed=keyed))
 
 
 @router.get("/docs")

@@ -14,7 +14,7 @@ from api.deps import AppState, is_large, parse_json, read_body, state_of
 from api.query import Query, read_query
 from api.serving import LoadedModel, ServingPlan, probability_lists
 from api.writes import Recorded, Row, Write, new_prediction_id
-from shared.errors import Unavailable
+from shared.errors import Overloaded, Unavailable
 from shared.signature import dump_features
 
 
@@ -31,7 +31,7 @@ async def predict(request: Request) -> Response:
     """Score rows with the live version, record them, and answer once they are committed."""
     state = state_of(request)
     state.auth.check_api(request.headers.get("authorization"))
-    body = await read_body(request, state.settings.max_body)
+    body = await read_body(request, state.settings)
     plan = state.serving.plan
     in_thread = is_large(body)
     prepare = partial(_prepare, body, plan, state.settings.max_rows)
@@ -100,6 +100,8 @@ async def _record(state: AppState, query: Query, write: Write | None) -> Recorde
         return None
     try:
         return await state.recorder.record(write)
+    except Overloaded:
+        raise  # nothing is wrong with Postgres, there is only too much at once
     except Unavailable:
         if query.labelled:
             raise

@@ -13,8 +13,9 @@ from tests.integration.production import end, execute, job_of, taken, wait_in_li
 
 
 def is_due(sessions: Sessions, settings: Settings) -> bool:
-    with sessions.begin() as session:
-        return jobs.is_due(session, settings)
+    due = "SELECT retrain_due(:threshold, make_interval(secs => :pause)) AS due"
+    rule = {"threshold": settings.threshold, "pause": settings.pause_minutes * 60}
+    return bool(execute(sessions, due, **rule)[0].due)
 
 
 def request(sessions: Sessions, settings: Settings) -> int | None:

@@ -23,6 +23,7 @@ from tests.integration.production import (
     taken,
     unseen,
 )
+from tests.integration.trained import check_finished_once
 from worker.balancing import balance
 from worker.retrain import run_job
 from worker.run import Context
@@ -42,18 +43,6 @@ def quick(context: Context) -> Context:
 
 def kill() -> None:
     raise Killed
-
-
-def check_finished_once(context: Context, job_id: int, *, labels: int, waiting: int = 0) -> None:
-    """One version, one deployment, one part, and every label trained once."""
-    assert job_of(context.sessions, job_id).state == "succeeded"
-    assert [version.job_id for version in all_versions(context.sessions)] == [1, job_id]
-    assert [deployment.champion for deployment in chain(context.sessions)] == [1, 2]
-    (part,) = execute(context.sessions, "SELECT rows, key FROM dataset_parts WHERE job_id = :id", id=job_id)
-    assert part.rows == labels
-    assert context.store.path(part.key).is_file()
-    found = counts(context.sessions)
-    assert (found.trained, found.waiting, found.claimed) == (labels, waiting, 0)
 
 
 def test_killed_at_every_step_in_turn_the_job_is_finished_once_with_the_same_labels(

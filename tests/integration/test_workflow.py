@@ -1,10 +1,7 @@
 """The retrain workflow on labelled production traffic: what it learns from, and what it publishes."""
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
-import orjson
 import pandas as pd
 import pytest
 
@@ -27,12 +24,11 @@ from tests.integration.production import (
     start_job,
     unseen,
 )
+from tests.integration.trained import holdout_rows, manifest, part_of
 from worker.champion import Champion, probabilities
-from worker.columns import canonical_rows
-from worker.graphs import load_session, score
-from worker.parts import LoadedPart, read_part
+from worker.columns import records
+from worker.graphs import load_session, run
 from worker.retrain import run_job
-from worker.rows import Rows
 from worker.run import Context
 
 SMALL = {"window": 400, "iterations": 5, "gate_tolerance": 1.0}
@@ -43,20 +39,6 @@ SMALL = {"window": 400, "iterations": 5, "gate_tolerance": 1.0}
 def quick(context: Context) -> Context:
     """A worker whose jobs take well under a second."""
     return changed(context, **SMALL)
-
-
-def part_of(context: Context, job_id: int) -> LoadedPart:
-    """The part that a job wrote."""
-    (row,) = execute(context.sessions, "SELECT key FROM dataset_parts WHERE job_id = :id", id=job_id)
-    with context.sessions() as session:
-        return read_part(context.store.path(row.key), registry.signature(session, 1))
-
-
-def manifest(context: Context, number: int) -> dict[str, Any]:
-    """What a version was made of."""
-    version = all_versions(context.sessions)[number - 1]
-    found: dict[str, Any] = orjson.loads(context.store.read(version.artifact_key, "dataset.json"))
-    return found
 
 
 def test_a_threshold_of_labels_becomes_the_second_version(context: Context) -> None:
@@ -216,28 +198,6 @@ def test_the_gate_compares_both_on_the_same_rows_with_the_champions_own_graph(co
     assert second.report["champion"]["accuracy"] == pytest.approx(right.mean())
 
 
-def holdout_rows(context: Context) -> LoadedPart:
-    """The holdout rows of all parts."""
-    with context.sessions() as session:
-        signature = registry.signature(session, 1)
-    parts = [
-        read_part(context.store.path(row.key), signature)
-        for row in execute(context.sessions, "SELECT key FROM dataset_parts ORDER BY id")
-    ]
-    buckets = np.concatenate([part.buckets for part in parts])
-    rows = Rows(
-        numeric=np.concatenate([part.rows.numeric for part in parts]),
-        categorical=np.concatenate([part.rows.categorical for part in parts]),
-        labels=np.concatenate([part.rows.labels for part in parts]),
-    )
-    held = buckets < 2000
-    return LoadedPart(
-        rows=rows.take(held),
-        buckets=buckets[held],
-        label_ids=np.concatenate([part.label_ids for part in parts])[held],
-    )
-
-
 def test_only_the_newest_rows_of_the_window_are_learned_from(quick: Context) -> None:
     send(quick.sessions, unseen(60))
     job_id = start_job(quick)
@@ -315,6 +275,6 @@ def scores(context: Context, frame: pd.DataFrame) -> npt.NDArray[np.float32]:
     """What the newest version's serving graph makes of a frame."""
     version = all_versions(context.sessions)[-1]
     with context.sessions() as session:
-        numeric, categorical, labels = canonical_rows(frame, registry.signature(session, 1))
+        signature = registry.signature(session, 1)
     graph = load_session(context.store.read(version.artifact_key, "model.onnx"))
-    return score(graph, Rows(numeric=numeric, categorical=categorical, labels=labels))
+    return run(graph, signature.feed(records(frame, signature.features)))

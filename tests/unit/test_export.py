@@ -9,8 +9,8 @@ from shared.errors import ParityError
 from shared.signature import Signature
 from tests.unit.samples import TEXTS, make_rows, make_signature
 from worker.balancing import balance
-from worker.export import Exported, check_parity, export, load_session, score
-from worker.graphs import run
+from worker.export import Exported, check_parity, export
+from worker.graphs import load_session, run, score
 from worker.preprocessing import Preprocessor, fit
 from worker.training import encode, train
 

@@ -2,13 +2,15 @@ import datetime as dt
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 
 from cli.data import CLEAN_ROWS, PLANS_TARGET, churn, plans
 from shared.errors import DataError, Fault
-from shared.signature import Feature, Signature
-from worker.inference import Inferred, canonical_rows, infer, records
+from shared.signature import MISSING, Feature, Signature
+from worker.columns import categories, labelled, labels, numbers, records
+from worker.inference import Inferred, infer
 
 ROWS = 60
 
@@ -24,6 +26,11 @@ def feature(found: Inferred, name: str) -> Feature:
 
 def signature_of(frame: pd.DataFrame, target: str) -> Signature:
     return Signature(id=1, target=target, features=infer(frame, target=target).features)
+
+
+def arrays(frame: pd.DataFrame, signature: Signature) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """A frame as model inputs, the way a part and a request become them."""
+    return signature.arrays(records(frame, signature.features))
 
 
 def test_kinds_required_and_non_negative_follow_from_the_cells() -> None:
@@ -112,8 +119,10 @@ def test_rows_without_a_target_are_left_out_and_counted() -> None:
     frame.loc[5, "y"] = ""
     found = infer(frame, target="y")
     assert (found.rows, found.unlabelled) == (ROWS - 6, 6)
-    numeric, categorical, labels = canonical_rows(frame, signature_of(frame, "y"))
-    assert (numeric.shape, categorical.shape, labels.shape) == ((ROWS - 6, 1), (ROWS - 6, 0), (ROWS - 6,))
+    kept = labelled(frame, "y")
+    numeric, categorical = arrays(kept, signature_of(frame, "y"))
+    assert (numeric.shape, categorical.shape) == ((ROWS - 6, 1), (ROWS - 6, 0))
+    assert labels(kept, "y").shape == (ROWS - 6,)
     assert numeric[0, 0] == np.float32(frame["size"][6])
 
 
@@ -159,10 +168,13 @@ def test_rows_of_a_file_are_what_the_same_rows_are_as_json(name: str) -> None:
     faults: list[Fault] = []
     assert [signature.canonical(row, number, faults) for number, row in enumerate(rows)] == rows
     assert not faults
-    sent, served = canonical_rows(frame, signature), signature.arrays(rows)
-    np.testing.assert_array_equal(sent[0], served[0])
-    np.testing.assert_array_equal(sent[1], served[1])
-    assert sent[0].dtype == np.float32
+    numeric, categorical = signature.arrays(rows)
+    for at, given in enumerate(signature.numeric):
+        np.testing.assert_array_equal(numeric[:, at], numbers(frame[given.name]).astype(np.float32))
+    for at, given in enumerate(signature.categorical):
+        filled = [text or MISSING for text in categories(frame[given.name])]
+        assert categorical[:, at].tolist() == filled
+    assert numeric.dtype == np.float32
 
 
 def test_categories_and_labels_have_one_text_whatever_their_type() -> None:
@@ -173,9 +185,9 @@ def test_categories_and_labels_have_one_text_whatever_their_type() -> None:
         }
     )
     signature = Signature(id=1, target="y", features=(Feature(name="c", kind="categorical"),))
-    _, categorical, labels = canonical_rows(frame, signature)
+    _, categorical = arrays(frame, signature)
     assert categorical[:, 0].tolist() == ["1", "1", "1", "true", "true", "", ""]
-    assert labels.tolist() == ["1", "1", "1", "0", "0", "0", "1"]
+    assert labels(frame, "y").tolist() == ["1", "1", "1", "0", "0", "0", "1"]
 
 
 def test_plans_of_the_bootstrap_promise_no_negative_number() -> None:

@@ -116,7 +116,7 @@ def test_other_texts_stay_as_they_are(text: str) -> None:
     assert canonical_category(text) == text
 
 
-@pytest.mark.parametrize("value", [None, [], {}, b"x", math.nan, math.inf, 2**63, "a\x00b", "x" * 201])
+@pytest.mark.parametrize("value", [None, [], {}, b"x", math.nan, math.inf, 2**63, 1e19, "a\x00b", "x" * 201])
 def test_what_can_be_no_category_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match=r"needed|category"):
         canonical_category(value)
@@ -126,7 +126,7 @@ SCALARS = st.one_of(
     st.text(max_size=200),
     st.booleans(),
     st.integers(-(2**63) + 1, 2**63 - 1),
-    st.floats(allow_nan=False, allow_infinity=False),
+    st.floats(-(2.0**63), 2.0**63, exclude_min=True, exclude_max=True),
     st.from_regex(r"-?[0-9]{1,17}\.0{1,4}", fullmatch=True),
 )
 
