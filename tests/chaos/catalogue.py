@@ -21,6 +21,7 @@ FAULTS: tuple[Fault, ...] = (
     faults.stop_postgres_while_publishing,
     faults.freeze_postgres,
     faults.empty_valkey,
+    faults.forget,
     faults.redis_away,
     faults.cut_off_worker,
     faults.freeze_worker,
@@ -30,6 +31,10 @@ FAULTS: tuple[Fault, ...] = (
     store.spoil_next,
     store.spoil_live,
 )
+
+QUIET: tuple[Fault, ...] = (faults.forget,)
+"""Caused after the traffic, when no job ends that would mend it by the way."""
+TRAFFIC_SECONDS = 3.0
 
 
 def possible(stack: Stack) -> list[Fault]:
@@ -51,10 +56,17 @@ class Round:
         self._number += 1
         name = f"r{self._number}"
         start = time.monotonic()
+        rng = random.Random(f"{self._seed}/{name}")
         with Watcher(self._stack, self.ledger):
             with Traffic(self._stack.urls, self.ledger, name, self._seed):
-                fault(self._stack, random.Random(f"{self._seed}/{name}"), **how)
+                if fault in QUIET:
+                    time.sleep(TRAFFIC_SECONDS)
+                else:
+                    fault(self._stack, rng, **how)
             calm_down(self._stack)
+            if fault in QUIET:
+                fault(self._stack, rng, **how)
+                calm_down(self._stack)
         check(self._stack, self.ledger)
         return f"{fault.__name__} {time.monotonic() - start:.0f} s {self.ledger.counts}"
 

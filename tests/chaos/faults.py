@@ -13,6 +13,7 @@ import psutil
 
 from cli.processes import wait_gone
 from shared import jobs
+from shared.counter import connect
 from shared.database import make_engine, make_sessions
 from shared.queue import make_celery, send_retrain
 from tests.chaos.pauses import POINTS
@@ -116,6 +117,12 @@ def empty_valkey(stack: Stack, rng: random.Random) -> None:
     time.sleep(rng.uniform(0, 3))
     stack.valkey.start()
     time.sleep(1)
+
+
+def forget(stack: Stack, rng: random.Random) -> None:
+    """Redis forgets everything while nobody sends and nothing trains."""
+    with connect(stack.valkey.url) as client:
+        client.flushall()
 
 
 def redis_away(stack: Stack, rng: random.Random, seconds: float | None = None) -> None:

@@ -23,6 +23,7 @@ def test_without_a_fault_a_job_goes_through(player: Player) -> None:
         (faults.stop_postgres_while_publishing, {}),
         (faults.freeze_postgres, {}),
         (faults.empty_valkey, {}),
+        (faults.forget, {}),
         (faults.cut_off_worker, {"point": "step-8-progress"}),
         (faults.cut_off_worker, {"point": "publish"}),
         (faults.freeze_worker, {"point": "step-8-progress"}),
