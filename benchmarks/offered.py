@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -26,12 +27,23 @@ class Outcome:
 class _Visitor(Caller):
     """Is idle until it is given a request, and afterwards again."""
 
-    def __init__(self, outcome: Outcome, idle: "list[_Visitor]") -> None:
+    def __init__(self, outcome: Outcome, idle: "deque[_Visitor]") -> None:
         super().__init__()
         self._outcome = outcome
         self._idle = idle
+        self.busy = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._idle.append(self)
+
+    def visit(self, request: bytes) -> None:
+        """Send a request."""
+        self.busy = True
+        self.send(request)
 
     def answered(self, head: bytes) -> None:
+        self.busy = False
         latency = time.perf_counter() - self.sent
         if head.startswith(b"http/1.1 200"):
             self._outcome.accepted.append(latency)
@@ -41,12 +53,14 @@ class _Visitor(Caller):
             self._outcome.failures += 1
         self._idle.append(self)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._outcome.failures += exc is not None
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self._outcome.failures += self.busy  # idle for long, a connection may end
+        if self in self._idle:
+            self._idle.remove(self)
 
-    def close(self) -> None:
-        """Go."""
-        self._transport.close()
+    def leave(self) -> None:
+        """Go; a request that was never answered has failed."""
+        self._transport.abort()  # type: ignore[attr-defined]
 
 
 async def offer(
@@ -60,12 +74,10 @@ async def offer(
 ) -> Outcome:
     """Offer `rate` requests a second; `look` is called at every tick with the seconds gone by."""
     loop = asyncio.get_running_loop()
-    outcome, idle = Outcome(), list[_Visitor]()
-    visitors = [
-        (await loop.create_connection(lambda: _Visitor(outcome, idle), "127.0.0.1", port))[1]
-        for _ in range(connections)
-    ]
-    idle.extend(visitors)
+    outcome, idle = Outcome(), deque[_Visitor]()
+    for _ in range(connections):
+        await loop.create_connection(lambda: _Visitor(outcome, idle), "127.0.0.1", port)
+    every = list(idle)
     start = time.perf_counter()
     due = 0
     while (elapsed := time.perf_counter() - start) < seconds:
@@ -74,13 +86,13 @@ async def offer(
             due += 1
             request = next(requests)
             if idle:
-                idle.pop().send(request)
+                idle.popleft().visit(request)
             else:
                 outcome.unsent += 1
         await asyncio.sleep(TICK)
-    while len(idle) < connections and time.perf_counter() - start < seconds + LAST_SECONDS:
+    while any(visitor.busy for visitor in every) and time.perf_counter() - start < seconds + LAST_SECONDS:
         await asyncio.sleep(TICK)
-    outcome.failures += connections - len(idle)
-    for visitor in visitors:
-        visitor.close()
+    for visitor in every:
+        visitor.leave()
+    await asyncio.sleep(TICK)
     return outcome

@@ -5,41 +5,26 @@
 First a closed loop finds what it can take; then so many times that rate is offered, whatever becomes of
 it. Prints a JSON line per kind of request: how many were accepted and refused a second, how long the
 accepted ones took, the process' memory over time, and failures: anything but 200, or 503 with
-Retry-After. The issue asks for a p99 under 500 ms and flat memory. The server has a core of its own;
+Retry-After. The goal is a p99 under 500 ms and flat memory. The server has a core of its own;
 this process and the server's database share the others.
 """
 
 import argparse
-import asyncio
+import itertools
 import json
 import os
-import time
-from collections import deque
-from dataclasses import dataclass, field
 
 import httpx
 import psutil
 import uvloop
 
-from benchmarks.load import Caller, play, post
+from benchmarks.load import play, post
+from benchmarks.offered import Outcome, offer
 from benchmarks.predict import APPS, _server, _variables
 from benchmarks.stage import trained
 
-TICK = 0.002
-PATIENCE = 10.0
 CONNECTIONS = 1000
 """Far more than the server lets in: no arrival waits for an answer to another."""
-
-
-@dataclass(kw_only=True)
-class Outcome:
-    """What became of the requests: latencies of the accepted ones in seconds, memory in MB."""
-
-    accepted: list[float] = field(default_factory=list)
-    refused: list[float] = field(default_factory=list)
-    failures: int = 0
-    unsent: int = 0
-    memory: list[float] = field(default_factory=list)
 
 
 def main() -> None:
@@ -68,8 +53,19 @@ def _request(port: int, rows: int) -> bytes:
 def _overload(port: int, request: bytes, can_take: float, options: argparse.Namespace) -> dict[str, object]:
     server = next(child for child in psutil.Process().children() if str(port) in child.cmdline())
     offered = can_take * options.times
-    outcome = uvloop.run(_offer(port, request, offered, options.seconds, server))
-    accepted, memory = sorted(outcome.accepted), outcome.memory
+    memory: list[float] = []
+
+    def look(elapsed: float, _: Outcome) -> None:
+        if elapsed >= len(memory):
+            memory.append(server.memory_info().rss / 2**20)
+
+    # each connection is used every second or two, so that the server does not end it as idle
+    connections = min(CONNECTIONS, int(offered * 1.5))
+    load = offer(
+        port, itertools.repeat(request), offered, options.seconds, connections=connections, look=look
+    )
+    outcome = uvloop.run(load)
+    accepted = sorted(outcome.accepted)
     return {
         "can_take": round(can_take),
         "offered": round(offered),
@@ -83,68 +79,6 @@ def _overload(port: int, request: bytes, can_take: float, options: argparse.Name
         "memory_mb": [round(value) for value in memory],
         "memory_growth": round(max(memory[len(memory) // 2 :]) / max(memory[: len(memory) // 2]) - 1, 3),
     }
-
-
-class _Visitor(Caller):
-    """Is idle until it is given a request, and afterwards again."""
-
-    def __init__(self, outcome: Outcome, idle: "deque[_Visitor]") -> None:
-        super().__init__()
-        self._outcome = outcome
-        self._idle = idle
-        self._busy = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self._idle.append(self)
-
-    def visit(self, request: bytes) -> None:
-        self._busy = True
-        self.send(request)
-
-    def answered(self, head: bytes) -> None:
-        self._busy = False
-        latency = time.perf_counter() - self.sent
-        if head.startswith(b"http/1.1 200"):
-            self._outcome.accepted.append(latency)
-        elif head.startswith(b"http/1.1 503") and b"\r\nretry-after: " in head:
-            self._outcome.refused.append(latency)
-        else:
-            self._outcome.failures += 1
-        self._idle.append(self)
-
-    def connection_lost(self, _exc: Exception | None) -> None:
-        self._outcome.failures += self._busy  # idle for long, a connection may end
-        if self in self._idle:
-            self._idle.remove(self)
-
-
-async def _offer(port: int, request: bytes, rate: float, seconds: float, server: psutil.Process) -> Outcome:
-    loop = asyncio.get_running_loop()
-    outcome, idle = Outcome(), deque[_Visitor]()
-    # each of them is used every second or two, so that the server does not end it as idle
-    for _ in range(min(CONNECTIONS, int(rate * 1.5))):
-        await loop.create_connection(lambda: _Visitor(outcome, idle), "127.0.0.1", port)
-    every = list(idle)
-    start = time.perf_counter()
-    due = 0
-    while (elapsed := time.perf_counter() - start) < seconds:
-        if elapsed >= len(outcome.memory):
-            outcome.memory.append(server.memory_info().rss / 2**20)
-        while due < elapsed * rate:
-            due += 1
-            if idle:
-                idle.popleft().visit(request)
-            else:
-                outcome.unsent += 1
-        await asyncio.sleep(TICK)
-    while any(visitor._busy for visitor in every) and time.perf_counter() - start < seconds + PATIENCE:
-        await asyncio.sleep(TICK)
-    for visitor in every:
-        outcome.failures += visitor._busy  # it was never answered
-        visitor._busy = False
-        visitor._transport.abort()  # type: ignore[attr-defined]
-    return outcome
 
 
 if __name__ == "__main__":

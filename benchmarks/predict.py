@@ -4,7 +4,7 @@
 
 One server core (each server is pinned to core 0, one at a time under load); this process and the
 servers' databases have the others. Postgres commits with fsync. Prints JSON lines and the ratio of the
-medians; the issue asks for at least 0.6 at 32 connections and one labelled row a request.
+medians; the goal is at least 0.6 at 32 connections and one labelled row a request.
 """
 
 import argparse
@@ -92,7 +92,7 @@ def _server(app: str, env: dict[str, str], core: int) -> Iterator[int]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "uvicorn", "--factory", app, "--port", str(port), "--loop", "uvloop"]
     process = subprocess.Popen(
-        [*command, "--http", "httptools", "--no-access-log", "--log-level", "error"],
+        [*command, "--http", "api.protocol:Protocol", "--no-access-log", "--log-level", "error"],
         env=env,
         preexec_fn=lambda: os.sched_setaffinity(0, {core}),  # noqa: PLW1509 - one thread forks here
     )

@@ -10,6 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from shared import jobs
 from shared.counter import redis_url
 from shared.database import Sessions
+from shared.errors import NotFound
 from shared.settings import Settings
 
 RETRAIN = "ratchet.retrain"
@@ -62,7 +63,7 @@ def send_retrain(app: Celery, session_of: Sessions, job_id: int) -> bool:
         )
         with session_of.begin() as session:
             jobs.mark_sent(session, job_id)
-    except (OperationalError, OSError, SQLAlchemyError) as exc:
+    except (OperationalError, OSError, SQLAlchemyError, NotFound) as exc:
         log.warning("job message not sent; the sweeper will", job_id=job_id, error=type(exc).__name__)
         return False
     return True
