@@ -66,11 +66,14 @@ def kill_worker(stack: Stack, rng: random.Random) -> None:
 
 def stop_worker(stack: Stack, rng: random.Random) -> None:
     """A worker is asked to stop in the middle of a job: it gives it back, and no failure is counted."""
-    with stack.pauses.at(rng.choice(BEFORE_THE_END[:-1])) as pid:
+    with stack.pauses.at(f"step-{rng.randint(2, 11)}") as pid:
         job = running(stack)
-        parent = psutil.Process(pid).ppid()
-        (name,) = [name for name in stack.names if stack.pid(name) == parent]
+        parent = psutil.Process(psutil.Process(pid).ppid())
+        (name,) = [name for name in stack.names if stack.pid(name) == parent.pid]
         stack.end(name)
+        wait_gone([parent], PATIENCE)
+        (back,) = stack.query("SELECT * FROM retrain_jobs WHERE id = %s", job["id"])
+        assert back["state"] == "queued" or back["fence"] > job["fence"], back
     after = settled(stack, job)
     assert (after["state"], after["failures"]) == ("succeeded", job["failures"]), after
 

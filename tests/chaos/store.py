@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.doctor import examine
+from shared.artifacts import MANIFEST
 from tests.chaos.faults import HELD, running, settled
 from tests.chaos.stack import APIS, Stack
 
@@ -30,35 +31,34 @@ def protect_store(stack: Stack, rng: random.Random) -> None:
         _fails(stack, "Read-only file system" if os.geteuid() == 0 else "Permission denied")
 
 
-def spoil_next(stack: Stack, rng: random.Random) -> None:
+def spoil_next(stack: Stack, rng: random.Random, way: str | None = None) -> None:
     """The next version's file is spoiled when it goes live: the old one serves on, until it is mended."""
     with stack.pauses.at("publish"):
         job = running(stack)
         key = f"versions/{job['id']}-{job['fence']}"
         logged = [_complaints(stack, name, key) for name in APIS]
         stack.spoiled.set()
-        path, whole = _spoil(stack, rng, key)
+        path, whole = _spoil(stack, rng, key, way)
     try:
         assert settled(stack, job)["state"] == "succeeded"
         before = [_faulty(stack, name, key)["model_version"] for name in range(len(APIS))]
         assert None not in before, "the version before serves on"
-        (finding,) = [found for found in examine(stack.settings) if found.part == "live model"]
-        assert not finding.ok
-        assert key in finding.detail
+        (finding,) = [found for found in examine(stack.settings) if found.part == "artifacts"]
+        assert (finding.ok, key in finding.detail) == (False, True), finding
         assert [_complaints(stack, name, key) for name in APIS] == [n + 1 for n in logged], "logged once"
     finally:
         _mend(path, whole)
         stack.spoiled.clear()
 
 
-def spoil_live(stack: Stack, rng: random.Random) -> None:
+def spoil_live(stack: Stack, rng: random.Random, way: str | None = None) -> None:
     """The live version's file is spoiled: a running API serves on, one that starts answers 503 until then."""
     (live,) = stack.query(
         "SELECT artifact_key FROM model_versions WHERE version ="
         " (SELECT champion FROM deployments ORDER BY id DESC LIMIT 1)"
     )
     stack.spoiled.set()
-    path, whole = _spoil(stack, rng, live["artifact_key"])
+    path, whole = _spoil(stack, rng, live["artifact_key"], way)
     try:
         stack.kill(APIS[0])
         _until(stack, lambda: stack.ready()[0].get("model_version", 0) is None)
@@ -69,22 +69,25 @@ def spoil_live(stack: Stack, rng: random.Random) -> None:
     _until(stack, lambda: bool(stack.ready()[0].get("ready")))
 
 
-def _spoil(stack: Stack, rng: random.Random, key: str) -> tuple[Path, bytes]:
-    """Alter, cut short, remove or replace a file of a set; answers it and what it held."""
-    name = rng.choice(["model.onnx", "trees.onnx", "manifest.json"])
-    path = stack.artifacts / key / name
+WAYS = ("altered", "short", "of another format", "gone")
+"""A byte that is another, the first half only, a manifest of a format to come, no file at all."""
+
+
+def _spoil(stack: Stack, rng: random.Random, key: str, way: str | None) -> tuple[Path, bytes]:
+    """Spoil a file of a set; answers it and what it held."""
+    way = way or rng.choice(WAYS)
+    graph = rng.choice(["model.onnx", "trees.onnx"])
+    path = stack.artifacts / key / (MANIFEST if way == "of another format" else graph)
     whole = path.read_bytes()
     place = len(whole) // 2
-    altered = {
-        "altered": whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :],
-        "short": whole[:place],
-        "other": b'{"format": 99, "files": {}}',
-        "gone": None,
-    }[rng.choice(["altered", "short", "other", "gone"])]
-    if altered is None:
+    if way == "altered":
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    elif way == "short":
+        path.write_bytes(whole[:place])
+    elif way == "gone":
         path.unlink()
     else:
-        path.write_bytes(altered)
+        path.write_bytes(whole.replace(b'"format":1', b'"format":2'))
     return path, whole
 
 

@@ -39,8 +39,17 @@ def test_redis_is_out_of_reach_for_a_minute(player: Player) -> None:
     player.play(faults.redis_away, seconds=60.0)
 
 
-@pytest.mark.parametrize("fault", [store.fill_store, store.protect_store, store.spoil_next, store.spoil_live])
-def test_the_artifact_store(player: Player, fault: Fault) -> None:
+@pytest.mark.parametrize("fault", [store.fill_store, store.protect_store])
+def test_the_store_can_not_be_written(player: Player, fault: Fault) -> None:
     if fault is store.fill_store and not player.stack.is_mounted:
         pytest.skip("a file system to fill can't be mounted here")
     player.play(fault)
+
+
+@pytest.mark.parametrize("way", store.WAYS)
+def test_a_file_of_the_next_version_is_spoiled(player: Player, way: str) -> None:
+    player.play(store.spoil_next, way=way)
+
+
+def test_a_file_of_the_live_version_is_spoiled(player: Player) -> None:
+    player.play(store.spoil_live)

@@ -159,6 +159,9 @@ class Client(threading.Thread):
         response = self._send("/predict", body)
         if response is None:
             return False
+        if response.status_code == HTTPStatus.OK and response.json()["prediction_ids"] is None:
+            self._ledger.doubt("unrecorded")  # nobody could look the ids up
+            return False
         if response.status_code != status:
             self._ledger.breach(f"{response.status_code} where {status} is right: {response.text[:300]}")
         self._ledger.refuse(ids)
