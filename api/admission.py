@@ -16,13 +16,16 @@ from shared.errors import Overloaded, Unavailable
 from shared.settings import Settings
 
 OPEN = ("/health", "/ready")
-"""Never refused: whoever asks wants to know how it is."""
+"""For everybody, and never refused for what others do: whoever asks wants to know how it is."""
 
 OPEN_SECONDS = 5.0
 """Longest that they take: whoever asks does not wait long."""
 
 LARGE_BODIES = 8
 """So many bodies of the largest size may be in flight; smaller ones by their bytes."""
+
+UNDECLARED_SHARE = 8
+"""A body that doesn't say its length may have this part of the largest size, and counts as that."""
 
 SMALL_BODY = 64 * 1024
 """Bytes. Such bodies are bounded by their number alone: the server reads that much of any body unasked."""
@@ -34,7 +37,7 @@ log = structlog.get_logger()
 
 _BUSY = problem(Overloaded("too many requests at once; nothing was written, send it again"))
 _LATE = problem(
-    Unavailable("Postgres did not answer in time; what was asked may have been done: send it again")
+    Unavailable("it could not be answered in time; what was asked may have been done: send it again")
 )
 
 
@@ -89,10 +92,12 @@ class Admission:
         most, deadline = settings.max_in_flight, settings.request_deadline
         large = LARGE_BODIES * settings.max_body
         self._others = _Lane(requests=most, max_bytes=large, deadline=deadline)
-        never_full = _Lane(requests=math.inf, max_bytes=math.inf, deadline=min(deadline, OPEN_SECONDS))
+        soon = min(deadline, OPEN_SECONDS)
         self._lanes = {
             "/predict": _Lane(requests=most, max_bytes=large, deadline=None),
-            **dict.fromkeys(OPEN, never_full),
+            "/health": _Lane(requests=math.inf, max_bytes=math.inf, deadline=soon),
+            # apart too, and bounded: while Postgres is frozen those who ask would pile up
+            "/ready": _Lane(requests=most, max_bytes=large, deadline=soon),
         }
         self._left_behind: set[asyncio.Future[None]] = set()
         self._quiet_until = 0.0
@@ -146,6 +151,11 @@ class Admission:
             self._quiet_until = now + QUIET_SECONDS
 
 
+def undeclared_limit(max_body: int) -> int:
+    """Most bytes of a body that doesn't say its length."""
+    return max_body // UNDECLARED_SHARE
+
+
 def _size(headers: Iterable[tuple[bytes, bytes]], max_body: int) -> int:
     """What a request's body counts for, bytes; an unknown length counts as an eighth of the largest."""
     for name, value in headers:
@@ -153,5 +163,5 @@ def _size(headers: Iterable[tuple[bytes, bytes]], max_body: int) -> int:
             length = int(value) if value.isdigit() and len(value) < 20 else max_body
             return min(length, max_body) if length > SMALL_BODY else 0
         if name == b"transfer-encoding":
-            return max_body // 8
+            return undeclared_limit(max_body)
     return 0

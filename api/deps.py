@@ -15,6 +15,7 @@ from redis import Redis
 from sqlalchemy import Engine
 from starlette.requests import ClientDisconnect
 
+from api.admission import undeclared_limit
 from api.auth import Auth
 from api.recorder import Recorder
 from api.serving import Serving
@@ -89,12 +90,14 @@ async def read_body(request: Request, settings: Settings) -> bytes:
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding != "identity":
         raise UnsupportedMediaType(f"the body must not be encoded, and this is {coding[:100] or 'unclear'}")
-    limit = settings.max_body
-    length = request.headers.get("content-length", "0")
+    declared_length = request.headers.get("content-length")
+    limit = settings.max_body if declared_length else undeclared_limit(settings.max_body)
+    length = declared_length or "0"
     fits = length.isascii() and length.isdigit() and len(length) < 20 and int(length) <= limit
     body = await _in_time(_receive(request, limit), settings.body_seconds) if fits else b""
     if not fits or len(body) > limit:
-        raise TooLarge(f"the body is longer than RATCHET_MAX_BODY, {limit} bytes")
+        which = "RATCHET_MAX_BODY" if declared_length else "what one without Content-Length may have"
+        raise TooLarge(f"the body is longer than {which}, {limit} bytes")
     return body
 
 

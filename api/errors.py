@@ -8,12 +8,13 @@ import orjson
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from shared.database import is_cut_off
 from shared.errors import (
     MAX_FAULTS,
     Fault,
@@ -59,8 +60,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RatchetError, _domain)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
-    app.add_exception_handler(OperationalError, _database)
-    app.add_exception_handler(InterfaceError, _database)
+    app.add_exception_handler(DBAPIError, _database)
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(PoolTimeout, _database)
     app.add_exception_handler(Exception, _unexpected)
@@ -96,6 +96,8 @@ async def _validation(_: Request, exc: Exception) -> Response:
 
 
 async def _database(_: Request, exc: Exception) -> Response:
+    if isinstance(exc, DBAPIError) and not is_cut_off(exc):
+        raise exc  # what was asked is wrong, and asking again helps nobody
     log.warning("Postgres did not do what a request needs", error=type(exc).__name__)
     return problem(Unavailable("Postgres does not answer; send it again"))
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -140,6 +141,7 @@ class Serving:
         if current and current.model.version == live.version.version:
             return ServingPlan(deployment_id=live.deployment.id, model=current.model)
         plan = ServingPlan(deployment_id=live.deployment.id, model=load_model(live, self._store))
+        _give_memory_back()
         log.info("serving a version", version=live.version.version, deployment=live.deployment.id)
         return plan
 
@@ -185,6 +187,12 @@ def probability_lists(probabilities: npt.NDArray[np.float32]) -> list[list[float
     text = orjson.dumps(np.ascontiguousarray(probabilities), option=orjson.OPT_SERIALIZE_NUMPY)
     lists: list[list[float]] = orjson.loads(text)
     return lists
+
+
+def _give_memory_back() -> None:
+    """Let glibc return what loading took and freed: with a swap now and then it would keep ever more."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _open(store: ArtifactStore, key: str, name: str) -> ort.InferenceSession:

@@ -68,10 +68,11 @@ def main() -> int:
                 offer(port, _requests(), rate, options.minutes * 60, connections=CONNECTIONS, look=soak.look)
             )
             grown = soak.growth()
-            print(json.dumps({"grown": grown, "failures": outcome.failures, "jobs": soak.jobs()}))
+            failures = outcome.failures + len(outcome.refused)
+            print(json.dumps({"grown": grown, "failures": failures, "jobs": soak.jobs()}))
             stack.stop()
             stack.remove()
-    return int(outcome.failures > 0 or max(grown.values()) >= GROWTH)
+    return int(failures > 0 or max(grown.values()) >= GROWTH)
 
 
 class _Soak:
@@ -117,16 +118,24 @@ class _Soak:
 
 
 def _figures(process: psutil.Process) -> dict[str, float]:
-    """Memory of its own (MB) and open files; of Postgres and Valkey, of all their processes."""
+    """Memory of its own (MB) and open files; of Postgres, of all its processes together."""
     family = [process, *process.children(recursive=True)] if process.name() == "postgres" else [process]
     memory, files = 0.0, 0
     for member in family:
         try:
-            memory += member.memory_full_info().uss / 2**20
+            memory += _anonymous(member.pid)
             files += member.num_fds()
-        except psutil.NoSuchProcess:
+        except (psutil.NoSuchProcess, OSError):
             continue
     return {"mb": round(memory, 1), "files": files}
+
+
+def _anonymous(pid: int) -> float:
+    """MB that are neither a file's nor shared: Postgres' buffers fill up, and belong to nobody alone."""
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
 
 
 def _env(threshold: int) -> dict[str, str]:

@@ -236,19 +236,21 @@ def fail(session: Session, claim: Claim, error: str) -> bool:
     return True
 
 
-def to_send(session: Session, *, resend_seconds: float) -> list[int]:
+def to_send(session: Session, *, resend_seconds: float, lease_seconds: float) -> list[int]:
     """Active jobs that need a (new) message: queued without a fresh one, or with an expired lease.
 
-    A message from before the lease ran out woke the worker that fell silent: it wakes no other.
+    A message from before the lease ran out woke the worker that fell silent: it wakes no other. After a
+    restart of Postgres its worker first gets the time of a lease: nobody could renew meanwhile.
     """
     found = session.scalars(
         text(
             "SELECT id FROM retrain_jobs"
-            " WHERE (state = 'queued' OR (state = 'running' AND lease_until < now()))"
+            " WHERE (state = 'queued' OR (state = 'running' AND lease_until < now()"
+            " AND pg_postmaster_start_time() < now() - make_interval(secs => :lease)))"
             " AND (sent_at IS NULL OR sent_at < now() - make_interval(secs => :resend)"
             " OR sent_at < lease_until)"
         ),
-        {"resend": resend_seconds},
+        {"resend": resend_seconds, "lease": lease_seconds},
     )
     return list(found)
 

@@ -18,7 +18,7 @@ SWEEP = "ratchet.sweep"
 RECONCILE = "ratchet.reconcile"
 RETRAIN_QUEUE = "retrain"
 UPKEEP_QUEUE = "upkeep"
-RESEND_SECONDS = 15.0
+RESEND_SECONDS = 8.0
 """A queued job whose message is older than this gets another; a message nobody needs finds nothing to do."""
 
 log = structlog.get_logger()
@@ -58,9 +58,7 @@ def send_retrain(app: Celery, session_of: Sessions, job_id: int) -> bool:
     try:
         with session_of.begin() as session:
             trigger = jobs.get(session, job_id).trigger
-        app.send_task(
-            RETRAIN, kwargs={"job_id": job_id, "trigger": trigger}, retry=False, expires=RESEND_SECONDS * 4
-        )
+        app.send_task(RETRAIN, kwargs={"job_id": job_id, "trigger": trigger}, retry=False, expires=60)
         with session_of.begin() as session:
             jobs.mark_sent(session, job_id)
     except (OperationalError, OSError, SQLAlchemyError, NotFound) as exc:

@@ -48,7 +48,9 @@ class Settings(BaseSettings):
         None, description="keys for everything but /health and /ready; unset: no key is needed"
     )
     max_rows: int = Field(10_000, ge=1, description="most rows in one request")
-    max_body: int = Field(8 * 2**20, ge=1024, description="largest request body, bytes")
+    max_body: int = Field(
+        8 * 2**20, ge=1024, description="largest request body, bytes; an eighth without Content-Length"
+    )
     record_deadline: float = Field(
         1.8, gt=0, le=60, description="longest a request waits for Postgres, seconds"
     )

@@ -25,7 +25,9 @@ def sweep(
     """
     with sessions.begin() as session:
         jobs.request_due(session, settings)
-        waiting_for_a_worker = jobs.to_send(session, resend_seconds=RESEND_SECONDS)
+        waiting_for_a_worker = jobs.to_send(
+            session, resend_seconds=RESEND_SECONDS, lease_seconds=settings.lease_seconds
+        )
         deployment = registry.newest_deployment(session)
     for job_id in waiting_for_a_worker:
         send_retrain(celery, sessions, job_id)

@@ -13,6 +13,7 @@ from shared.queue import send_retrain
 from shared.signature import Signature
 from worker import steps
 from worker.lease import Lease
+from worker.patience import patiently
 from worker.publishing import announce, publish
 from worker.run import Context, Run
 
@@ -98,8 +99,7 @@ def _fail(run: Run, exc: Exception) -> None:
     error = f"{type(exc).__name__}: {exc}"[:2000]
     log.error("job failed", error=error)
     try:
-        with run.context.sessions.begin() as session:
-            goes_on = jobs.fail(session, run.claim, error)
+        goes_on = patiently(run.context.sessions, lambda session: jobs.fail(session, run.claim, error))
     except (SQLAlchemyError, ClaimLost) as fault:
         log.warning("the failure could not be counted; the lease runs out", error=str(fault))
         return

@@ -1,5 +1,6 @@
 """Thin tasks: take an id, re-read the state, call what does the work."""
 
+import os
 import signal
 from functools import lru_cache
 
@@ -15,6 +16,9 @@ from shared.errors import RatchetError
 from shared.queue import RECONCILE, RETRAIN, SWEEP
 from shared.settings import load_settings
 from worker.app import app
+
+NICE = 10
+"""Where they share a machine, training leaves the cores to those who serve. Its process ends with it."""
 
 
 @lru_cache(maxsize=1)
@@ -35,6 +39,7 @@ def retrain(task: Task, *, job_id: int, trigger: str = "") -> str:  # noqa: ARG0
     from worker.retrain import run_job
     from worker.run import Context, Stop
 
+    os.nice(NICE)
     settings, stop = load_settings(), Stop()
     context = Context(
         settings=settings,

@@ -35,6 +35,7 @@ def _is_clean(seed: int, faults: int) -> bool:
     folder = Path(tempfile.mkdtemp(prefix=f"ratchet-chaos-{seed}-"))
     try:
         with Stack(folder) as stack:
+            print(f"seed {seed}, {'a' if stack.is_mounted else 'no'} store of its own to fill", flush=True)
             for line in play_random(stack, seed, faults):
                 print(f"  {line}", flush=True)
     except AssertionError:

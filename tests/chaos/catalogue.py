@@ -38,8 +38,8 @@ TRAFFIC_SECONDS = 3.0
 
 
 def possible(stack: Stack) -> list[Fault]:
-    """The faults that this machine can cause: a file system is filled only where one could be mounted."""
-    return [fault for fault in FAULTS if fault is not store.fill_store or stack.is_mounted]
+    """The faults that this machine can cause; a seed draws the same where as many are."""
+    return [fault for fault in FAULTS if fault not in store.NEED_A_MOUNT or stack.is_mounted]
 
 
 class Round:
@@ -54,6 +54,7 @@ class Round:
     def play(self, fault: Fault, **how: object) -> str:
         """Cause a fault under traffic, wait until all is calm, and check every promise; answers a line."""
         self._number += 1
+        before = self.ledger.counts["acknowledged"]
         name = f"r{self._number}"
         start = time.monotonic()
         rng = random.Random(f"{self._seed}/{name}")
@@ -68,6 +69,7 @@ class Round:
                 fault(self._stack, rng, **how)
                 calm_down(self._stack)
         check(self._stack, self.ledger)
+        assert self.ledger.counts["acknowledged"] > before, "no traffic at all"
         return f"{fault.__name__} {time.monotonic() - start:.0f} s {self.ledger.counts}"
 
 

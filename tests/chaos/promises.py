@@ -56,17 +56,7 @@ def _unrest(stack: Stack, redis: Any) -> Iterator[str]:
 def check(stack: Stack, ledger: Ledger) -> None:
     """Every promise; all that is broken is named."""
     broken = list(ledger.broken)
-    for promise in (
-        stored,
-        labels_once,
-        labels_add_up,
-        one_live,
-        jobs_ended,
-        fences,
-        only_due,
-        answers,
-        alive,
-    ):
+    for promise in PROMISES:
         broken += [f"{promise.__name__}: {what}" for what in promise(stack, ledger)]
     assert not broken, "\n".join(broken[:30])
 

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from cli.doctor import examine
 from shared.artifacts import MANIFEST
 from tests.chaos.faults import HELD, running, settled
@@ -17,6 +19,7 @@ from tests.chaos.stack import APIS, Stack
 
 PATIENCE = 30.0
 CHUNK = 4096
+SERVICE_UNAVAILABLE = 503
 
 
 def fill_store(stack: Stack, rng: random.Random) -> None:
@@ -62,7 +65,9 @@ def spoil_live(stack: Stack, rng: random.Random, way: str | None = None) -> None
     try:
         stack.kill(APIS[0])
         _until(stack, lambda: stack.ready()[0].get("model_version", 0) is None)
-        time.sleep(1)
+        body = {"raw_features": [{"lines": 1}]}
+        answer = httpx.post(stack.urls[0] + "/predict", json=body, trust_env=False)
+        assert (answer.status_code, "Retry-After" in answer.headers) == (SERVICE_UNAVAILABLE, True)
     finally:
         _mend(path, whole)
         stack.spoiled.clear()
@@ -161,3 +166,7 @@ def _until(stack: Stack, true: Any, *, seconds: float = PATIENCE) -> None:
     while not true():
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {stack.ready()}"
         time.sleep(0.1)
+
+
+NEED_A_MOUNT = {fill_store} | ({protect_store} if os.geteuid() == 0 else set())
+"""What can only be done to a file system of its own; whoever isn't root is kept from writing by modes."""

@@ -43,6 +43,13 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         """Send until asked to stop; then send again what is in doubt, until it no longer is."""
+        try:
+            self._play()
+        except Exception as exc:
+            self._ledger.breach(f"{self.name}: {exc!r}")
+            raise
+
+    def _play(self) -> None:
         actions = [self._ask, self._label, self._repeat, self._contradict, self._err]
         while not self._asked.wait(PAUSE_SECONDS * self._rng.uniform(0.5, 1.5)):
             (action,) = self._rng.choices(actions, weights=[12, 5, 2, 1, 1])

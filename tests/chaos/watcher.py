@@ -51,6 +51,13 @@ class Watcher(threading.Thread):
 
     def run(self) -> None:
         """Look, and note what is broken."""
+        try:
+            self._watch()
+        except Exception as exc:
+            self._ledger.breach(f"{self.name}: {exc!r}")
+            raise
+
+    def _watch(self) -> None:
         while not self._done.wait(LOOK_SECONDS):
             try:
                 self._redis.ping()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from api.main import _cancel
+from api import protocol
 from api.writes import Recorded
 from shared.errors import Overloaded
 from shared.settings import Settings
@@ -172,6 +172,23 @@ def test_the_bytes_of_large_bodies_are_bounded(live_settings: Settings) -> None:
         eventually(lambda: not refused(large["content"]))
 
 
+def test_a_client_that_reads_no_answer_keeps_no_place(
+    live_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second answer on a connection waits until the first is read."""
+    monkeypatch.setattr(protocol, "UNREAD_SECONDS", 3.0)
+    settings = live_settings.model_copy(update={"max_in_flight": 1, "threshold": 10**9})
+    with live(settings) as api, socket.socket() as deaf, ThreadPoolExecutor(1) as pool:
+        request = api.client.build_request("POST", "/predict", json={"raw_features": [api.row] * 2000})
+        head = f"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: {len(request.content)}\r\n\r\n"
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.settimeout(3 * PATIENCE)
+        deaf.connect((api.client.base_url.host, api.client.base_url.port))
+        pool.submit(deaf.sendall, (head.encode() + request.content) * 100)
+        eventually(lambda: all(is_full(api) for _ in range(10)))
+        eventually(lambda: not any(is_full(api) for _ in range(50)))
+
+
 @pytest.mark.parametrize("path", ["/predict", "/labels"])
 @pytest.mark.parametrize("sent", [0, 10])
 def test_a_body_that_does_not_come_is_refused_and_its_connection_closed(
@@ -247,20 +264,3 @@ def test_past_the_recorders_bound_unlabelled_requests_are_refused_too(live_setti
                 assert (refused.json()["title"], refused.headers["retry-after"]) == ("Overloaded", "1")
             proxy.speak()
             eventually(lambda: api.predict(20).json().get("prediction_ids") is not None)
-
-
-def test_a_task_that_loses_a_cancellation_ends_all_the_same() -> None:
-    """As Redis' client and `wait_for` may lose one when their call is just done."""
-
-    async def deaf() -> None:
-        with suppress(asyncio.CancelledError):
-            await asyncio.sleep(60)
-        await asyncio.sleep(60)
-
-    async def scenario() -> None:
-        task = asyncio.create_task(deaf())
-        await asyncio.sleep(0)
-        await asyncio.wait_for(_cancel(task), PATIENCE)
-        assert task.cancelled()
-
-    asyncio.run(scenario())

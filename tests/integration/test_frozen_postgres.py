@@ -1,12 +1,19 @@
 """Postgres freezes: what waits for it is answered in time, and keeps nothing else from being served."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from uuid import UUID
 
 import httpx
 import pytest
 from pydantic import SecretStr
+from sqlalchemy.orm import Session
 
+from api import main
+from shared import labels
+from shared.database import make_engine
 from shared.settings import Settings
 from tests.integration.test_admission import eventually
 from tests.integration.test_recorder import url_of
@@ -96,3 +103,25 @@ def test_what_is_left_behind_keeps_its_place_until_it_ends(api: Live, postgres: 
     assert api.client.get("/health").status_code == 200
     postgres.speak()
     eventually(lambda: api.client.get("/models").status_code == 200)
+
+
+def test_an_api_that_stood_still_inside_a_transaction_answers_503_and_goes_on(
+    live_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frozen and thawed, it finds that Postgres has ended its transaction."""
+    plain = labels.put_labels
+
+    def frozen(session: Session, given: list[tuple[UUID, str]]) -> list[labels.Put]:
+        found = plain(session, given)
+        time.sleep(0.5)
+        return found
+
+    monkeypatch.setattr(main, "make_engine", partial(make_engine, idle_ms=50))
+    with live(live_settings.model_copy(update={"threshold": 10**9})) as api:
+        api.predict(ids=["mine"])
+        with monkeypatch.context() as patch:
+            patch.setattr(labels, "put_labels", frozen)
+            answer = api.label({"id": "mine", "true_label": "Basic Plan"})
+        assert is_late(answer)
+        assert api.stored()["labels"] == 0
+        assert api.label({"id": "mine", "true_label": "Basic Plan"}).json()["accepted"] == 1

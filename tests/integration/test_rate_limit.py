@@ -102,7 +102,7 @@ def test_after_the_seconds_that_a_refusal_names_it_passes(live_settings: Setting
         assert get(client).status_code == 200
 
 
-def test_two_processes_count_together(live_settings: Settings) -> None:
+def test_two_apps_on_one_redis_count_together(live_settings: Settings) -> None:
     with limited(live_settings, "4/hour") as one, limited(live_settings, "4/hour") as other:
         statuses = [get(client).status_code for _ in range(3) for client in (one, other)]
         assert statuses == [200] * 4 + [429] * 2

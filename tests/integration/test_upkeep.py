@@ -75,6 +75,7 @@ def test_a_job_whose_worker_fell_silent_gets_a_message_and_a_living_one_does_not
     taken(context.sessions, context.settings, job_id)
     assert sweep(context) == []
     expire_lease(context.sessions, job_id)
+    context = changed(context, lease_seconds=1.0, renew_seconds=0.5)  # Postgres has been up for longer
     assert sweep(context) == [job_id]
     assert messages(context.redis) == [(RETRAIN, job_id)]
     assert job_of(context.sessions, job_id).failures == 0  # who claims it counts the failure
