@@ -27,7 +27,6 @@ from tests.integration.production import (
     unseen,
 )
 from worker.run import Context
-from worker.tasks import NICE
 
 ENDLESS = 10**7
 WAIT_SECONDS = 60
@@ -150,7 +149,7 @@ def test_a_worker_that_is_stopped_gives_its_job_back_and_another_finishes_it(
     stopped = start_worker("stopped", iterations=ENDLESS)
     wait_for(context, job_id, is_fitting, stopped)
     children = stopped.children()
-    assert [child.nice() for child in children] == [NICE], "training leaves the cores to those who serve"
+    assert [child.nice() for child in children] == [10], "training leaves the cores to those who serve"
     stopped.process.send_signal(signal.SIGTERM)
     other = start_worker("other")  # the message that the first one leaves is enough
     job = wait_for(context, job_id, lambda job: job.state == "succeeded", stopped, other)
