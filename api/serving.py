@@ -117,7 +117,14 @@ class Serving:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._settings.poll_seconds)
             self._wake.clear()
-            await self.refresh()
+            await self._refresh_and_tidy()
+
+    async def _refresh_and_tidy(self) -> None:
+        before = self._plan
+        await self.refresh()
+        if self._plan is not before:
+            del before  # or the model of before would still be there
+            await asyncio.to_thread(_give_memory_back)
 
     async def listen(self, url: str) -> None:
         """Wake the watch at every announcement on Redis; without Redis the poll does it alone."""
@@ -141,7 +148,6 @@ class Serving:
         if current and current.model.version == live.version.version:
             return ServingPlan(deployment_id=live.deployment.id, model=current.model)
         plan = ServingPlan(deployment_id=live.deployment.id, model=load_model(live, self._store))
-        _give_memory_back()
         log.info("serving a version", version=live.version.version, deployment=live.deployment.id)
         return plan
 
@@ -190,7 +196,7 @@ def probability_lists(probabilities: npt.NDArray[np.float32]) -> list[list[float
 
 
 def _give_memory_back() -> None:
-    """Let glibc return what loading took and freed: with a swap now and then it would keep ever more."""
+    """Let glibc return what the model before took: it would keep some tens of megabytes of it."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
