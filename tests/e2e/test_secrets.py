@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -19,11 +20,22 @@ from tests.processes import environment
 from tests.proxy import Proxy, proxied
 from tests.serving import example
 
+READ = ("/", "/openapi.json", "/docs", "/model", "/models", "/retrain/status", "/retrain/jobs", "/ready")
+
 
 def live_through(caller: Caller, settings: Settings, postgres: Proxy, redis: Proxy) -> None:
     """Traffic, refused keys, a job, a failing job, and both servers out of reach for a while."""
-    client = caller.client
     wait_until(caller.answers, "the API is ready")
+    body = send_traffic(caller)
+    run_jobs(caller, settings)
+    lose_servers(caller, settings, body, postgres, redis)
+    for path in READ:
+        caller.send("GET", path)
+
+
+def send_traffic(caller: Caller) -> dict[str, Any]:
+    """A prediction, a label, keys that are missing or wrong, and nonsense; answers the prediction's body."""
+    client = caller.client
     client.headers["Authorization"] = f"Bearer {SECRETS['API key']}"
     body = example(client)
     del client.headers["Authorization"]
@@ -34,6 +46,11 @@ def live_through(caller: Caller, settings: Settings, postgres: Proxy, redis: Pro
         assert caller.send("POST", path, None, json={}).status_code == 401
     assert caller.send("POST", "/admin/retrain", "API key", json={}).status_code == 403
     caller.send("POST", "/predict", content=b"{nonsense")
+    return body
+
+
+def run_jobs(caller: Caller, settings: Settings) -> None:
+    """A job that ends well, and one that fails."""
 
     def ask() -> Callable[[str], bool]:
         job = caller.send("POST", "/admin/retrain", "admin key", json={"force": True}).json()["job"]["id"]
@@ -48,6 +65,12 @@ def live_through(caller: Caller, settings: Settings, postgres: Proxy, redis: Pro
     parts.write_text("no folder")
     job = ask()
     wait_until(lambda: job("error IS NOT NULL"), "a job fails")
+
+
+def lose_servers(
+    caller: Caller, settings: Settings, body: dict[str, Any], postgres: Proxy, redis: Proxy
+) -> None:
+    """Redis, then Postgres too, out of reach for a while."""
     redis.down()
     caller.send("POST", "/predict", json=body)
     caller.send("GET", "/ready")
@@ -62,17 +85,6 @@ def live_through(caller: Caller, settings: Settings, postgres: Proxy, redis: Pro
     postgres.up()
     redis.up()
     wait_until(caller.answers, "the API is ready again")
-    for path in (
-        "/",
-        "/openapi.json",
-        "/docs",
-        "/model",
-        "/models",
-        "/retrain/status",
-        "/retrain/jobs",
-        "/ready",
-    ):
-        caller.send("GET", path)
 
 
 def ask_command(settings: Settings, left: Left, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,22 +117,24 @@ def inspect(settings: Settings, left: Left) -> None:
             wait_until(partial(told, name), f"both workers answer {name}")
 
 
+QUICK = {
+    "admin_keys": SecretStr(f"ops:{SECRETS['admin key']}"),
+    "api_keys": SecretStr(SECRETS["API key"]),
+    "log_level": "debug",
+    "iterations": 3,
+    "sweep_seconds": 1.0,
+    "reconcile_seconds": 1.0,
+    "threshold": 10**9,
+}
+
+
 @pytest.fixture(scope="module")
 def left(servers: Servers, trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Left]:
     """Everything that a stack left behind which worked, and one whose passwords were wrong."""
     left, home = Left(), tmp_path_factory.mktemp("secrets")
-    quick = {
-        "admin_keys": SecretStr(f"ops:{SECRETS['admin key']}"),
-        "api_keys": SecretStr(SECRETS["API key"]),
-        "log_level": "debug",
-        "iterations": 3,
-        "sweep_seconds": 1.0,
-        "reconcile_seconds": 1.0,
-        "threshold": 10**9,
-    }
     with ExitStack() as stays, pytest.MonkeyPatch.context() as monkeypatch:
         stays.enter_context(users(servers))
-        direct = stays.enter_context(trained_settings(servers, trained, home, **quick))
+        direct = stays.enter_context(trained_settings(servers, trained, home, **QUICK))
         assert direct.database_url is not None
         assert direct.redis_url is not None
         urls = direct.database_url.get_secret_value(), direct.redis_url.get_secret_value()
