@@ -11,12 +11,14 @@ tenth.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
+import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import orjson
@@ -109,24 +111,34 @@ class _Soak:
         return {row["state"]: row["n"] for row in found}
 
     def growth(self) -> dict[str, float]:
-        """How much more memory each process has at the end than after the first minute, at most."""
-        (_, first), *later = [seen for seen in self._seen if seen[0] >= SETTLED_SECONDS]
+        """How much more memory each process has at the end than after the first minute.
+
+        Medians of the first and the last quarter of the looks: while a job runs Postgres has more sessions,
+        and right after a swap the API has two models.
+        """
+        settled = [figures for at, figures in self._seen if at >= SETTLED_SECONDS]
+        quarter = max(1, len(settled) // 4)
+
+        def median(looks: Sequence[Figures], name: str) -> float:
+            return statistics.median(look[name]["mb"] for look in looks)
+
         return {
-            name: round(max(f[name]["mb"] for _, f in later) / figures["mb"] - 1, 3)
-            for name, figures in first.items()
+            name: round(median(settled[-quarter:], name) / median(settled[:quarter], name) - 1, 3)
+            for name in self._processes
         }
 
 
 def _figures(process: psutil.Process) -> dict[str, float]:
-    """Memory of its own (MB) and open files; of Postgres, of all its processes together."""
-    family = [process, *process.children(recursive=True)] if process.name() == "postgres" else [process]
-    memory, files = 0.0, 0
-    for member in family:
-        try:
-            memory += _anonymous(member.pid)
-            files += member.num_fds()
-        except (psutil.NoSuchProcess, OSError):
-            continue
+    """Memory of its own (MB) and open files; of Postgres, of all its processes together.
+
+    Raises:
+        FileNotFoundError: the process has died, which no service may.
+    """
+    memory, files = _anonymous(process.pid), process.num_fds()
+    for child in process.children(recursive=True) if process.name() == "postgres" else []:
+        with contextlib.suppress(psutil.NoSuchProcess, OSError):  # sessions come and go
+            memory += _anonymous(child.pid)
+            files += child.num_fds()
     return {"mb": round(memory, 1), "files": files}
 
 
