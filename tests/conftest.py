@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ from worker.bootstrap import bootstrap
 from worker.inference import infer
 from worker.retrain import run_job
 from worker.run import Context
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a shell's background job: what tests start would inherit it, and Ctrl-C stop nothing
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ADMIN_KEY = "test-admin-key"
 BOOTSTRAP_ROWS = 1200

@@ -135,7 +135,8 @@ def test_the_processes_run_on_servers_of_ones_own(
         "RATCHET_REDIS_URL": redis_url,
         "RATCHET_ARTIFACTS_URL": (tmp_path / "artifacts").as_uri(),
     }
-    commands = [line for line in FOR_REAL.splitlines() if not line.startswith("export ")]
+    lines = FOR_REAL.replace("\\\n", "").splitlines()  # a command may go on in the next line
+    commands = [line for line in lines if not line.startswith("export ")]
     migrate, api, *workers = (f"{ROOT}/.venv/bin/{command}" for command in commands)
     assert "at its head" in run(migrate, env)
     port = free_port()
