@@ -49,7 +49,8 @@ def commands(
     # One task a child: training's memory goes back to the system when its process ends.
     one_task = ("--max-tasks-per-child", "1")
     found = [worker(f"retrain{number}", "retrain", *one_task) for number in range(1, workers + 1)]
-    found.append(worker("upkeep", "upkeep"))
+    # Light tasks in one process: a pool's child can hang for good when Redis drops the line as it answers.
+    found.append(worker("upkeep", "upkeep", "--pool", "solo"))
     if flower:
         found.append(service("flower", "celery", "-A", "worker.app", "flower",
                              f"--port={FLOWER_PORT}", "--address=127.0.0.1"))
