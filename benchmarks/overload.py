@@ -20,7 +20,7 @@ import uvloop
 
 from benchmarks.load import play, post
 from benchmarks.offered import Outcome, offer
-from benchmarks.predict import APPS, _server, _variables
+from benchmarks.predict import APPS, leave_a_core, server, variables
 from benchmarks.stage import trained
 
 CONNECTIONS = 1000
@@ -34,11 +34,10 @@ def main() -> None:
     parser.add_argument("--times", type=float, default=3.0, help="the rate that the server can take")
     options = parser.parse_args()
     with trained() as context:
-        env = {**os.environ, **_variables(context.settings)}
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, set(cores[1:]) or set(cores))
+        env = {**os.environ, **variables(context.settings)}
+        core = leave_a_core()
         for name, rows, connections in (("one row", 1, 32), ("100 rows", 100, 16)):
-            with _server(APPS["recorded"], env, cores[0]) as port:
+            with server(APPS["recorded"], env, core) as port:
                 request = _request(port, rows)
                 can_take = play(port, [request], connections=connections, seconds=5).rate
                 print(json.dumps({"case": name, **_overload(port, request, can_take, options)}), flush=True)
@@ -51,13 +50,13 @@ def _request(port: int, rows: int) -> bytes:
 
 
 def _overload(port: int, request: bytes, can_take: float, options: argparse.Namespace) -> dict[str, object]:
-    server = next(child for child in psutil.Process().children() if str(port) in child.cmdline())
+    process = next(child for child in psutil.Process().children() if str(port) in child.cmdline())
     offered = can_take * options.times
     memory: list[float] = []
 
     def look(elapsed: float, _: Outcome) -> None:
         if elapsed >= len(memory):
-            memory.append(server.memory_info().rss / 2**20)
+            memory.append(process.memory_info().rss / 2**20)
 
     # each connection is used every second or two, so that the server does not end it as idle
     connections = min(CONNECTIONS, int(offered * 1.5))

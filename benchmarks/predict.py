@@ -34,14 +34,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each server, in turn")
     options = parser.parse_args()
     with trained() as context:
-        env = {**os.environ, **_variables(context.settings)}
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, set(cores[1:]) or set(cores))
+        env = {**os.environ, **variables(context.settings)}
+        core = leave_a_core()
         with (
-            _server(APPS["unrecorded"], env, cores[0]) as plain,
-            _server(APPS["recorded"], env, cores[0]) as full,
+            server(APPS["unrecorded"], env, core) as plain,
+            server(APPS["recorded"], env, core) as full,
         ):
             _measure({"unrecorded": plain, "recorded": full}, options.seconds, options.rounds)
+
+
+def leave_a_core() -> int:
+    """Keep this process, and whatever it starts from now on, off one core; answers which."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, set(cores[1:]) or set(cores))
+    return cores[0]
 
 
 def _measure(ports: dict[str, int], seconds: float, rounds: int) -> None:
@@ -74,7 +80,8 @@ def _measure(ports: dict[str, int], seconds: float, rounds: int) -> None:
         )
 
 
-def _variables(settings: Settings) -> dict[str, str]:
+def variables(settings: Settings) -> dict[str, str]:
+    """What makes a server use the same Postgres, Redis and folder."""
     assert settings.database_url is not None
     assert settings.redis_url is not None
     return {
@@ -86,7 +93,8 @@ def _variables(settings: Settings) -> dict[str, str]:
 
 
 @contextmanager
-def _server(app: str, env: dict[str, str], core: int) -> Iterator[int]:
+def server(app: str, env: dict[str, str], core: int) -> Iterator[int]:
+    """Run an app on a core of its own until the block ends; yields its port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from api.serving import load_model
 from shared import registry
-from shared.artifacts import MANIFEST, ArtifactStore
+from shared.artifacts import ArtifactStore
 from shared.counter import connect, read_tally
 from shared.database import make_engine, make_sessions
 from shared.errors import ArtifactError
@@ -48,9 +48,9 @@ def _unrest(stack: Stack, redis: Any) -> Iterator[str]:
     (counts,) = stack.query(_COUNTS)
     tally = read_tally(redis)
     yield f"the tally is {tally} where {counts['waiting']} wait" if tally != counts["waiting"] else ""
-    (live,) = stack.query("SELECT champion FROM deployments ORDER BY id DESC LIMIT 1")
+    live = stack.live()["version"]
     for name, found in zip(APIS, stack.ready(), strict=True):
-        yield f"{name}: {found}" if found.get("model_version") != live["champion"] else ""
+        yield f"{name}: {found}" if found.get("model_version") != live else ""
 
 
 def check(stack: Stack, ledger: Ledger) -> None:
@@ -130,17 +130,13 @@ def one_live(stack: Stack, _: Ledger) -> Iterator[str]:
 
 def live_artifacts(stack: Stack) -> Iterator[str]:
     """3: whether the newest deployment's files match their checksums."""
-    statement = (
-        "SELECT version, artifact_key FROM model_versions WHERE version ="
-        " (SELECT champion FROM deployments ORDER BY id DESC LIMIT 1)"
-    )
-    (live,) = stack.query(statement)
+    live = stack.live()
     store = ArtifactStore(stack.settings.artifacts)
     try:
         for name in store.manifest(live["artifact_key"]):
             store.read(live["artifact_key"], name)
     except ArtifactError as exc:
-        yield f"version {live['version']} is live, and {exc.detail} (see {MANIFEST})"
+        yield f"version {live['version']} is live, and {exc.detail}"
 
 
 def jobs_ended(stack: Stack, _: Ledger) -> Iterator[str]:

@@ -13,7 +13,6 @@ from typing import Any, Self
 
 import httpx
 import psutil
-from psycopg import OperationalError
 
 from cli.data import plans
 from cli.embedded import EmbeddedPostgres, EmbeddedValkey
@@ -110,25 +109,9 @@ class Stack:
         """The process of that name as it runs now."""
         return self._processes[name].pid
 
-    def trainers(self) -> list[psutil.Process]:
-        """The training workers with their children."""
-        found = []
-        for name in WORKERS:
-            parent = psutil.Process(self.pid(name))
-            found += [parent, *parent.children(recursive=True)]
-        return found
-
     def query(self, statement: str, *values: Any) -> list[dict[str, Any]]:
         """Ask Postgres, which must be up."""
         return query(self.settings, statement, *values)
-
-    def is_postgres_up(self) -> bool:
-        """Whether Postgres answers."""
-        try:
-            self.query("SELECT 1")
-        except OperationalError:
-            return False
-        return True
 
     def ready(self) -> list[dict[str, Any]]:
         """What each API says of itself; {} for one that doesn't answer."""
@@ -139,6 +122,14 @@ class Stack:
             except httpx.TransportError:
                 found.append({})
         return found
+
+    def live(self) -> dict[str, Any]:
+        """The live version's row."""
+        (live,) = self.query(
+            "SELECT * FROM model_versions WHERE version ="
+            " (SELECT champion FROM deployments ORDER BY id DESC LIMIT 1)"
+        )
+        return live
 
     def logs(self, name: str) -> str:
         """All that a process has logged."""

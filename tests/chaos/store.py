@@ -56,12 +56,8 @@ def spoil_next(stack: Stack, rng: random.Random, way: str | None = None) -> None
 
 def spoil_live(stack: Stack, rng: random.Random, way: str | None = None) -> None:
     """The live version's file is spoiled: a running API serves on, one that starts answers 503 until then."""
-    (live,) = stack.query(
-        "SELECT artifact_key FROM model_versions WHERE version ="
-        " (SELECT champion FROM deployments ORDER BY id DESC LIMIT 1)"
-    )
     stack.spoiled.set()
-    path, whole = _spoil(stack, rng, live["artifact_key"], way)
+    path, whole = _spoil(stack, rng, stack.live()["artifact_key"], way)
     try:
         stack.kill(APIS[0])
         _until(stack, lambda: stack.ready()[0].get("model_version", 0) is None)
