@@ -4,7 +4,7 @@ PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.built
-UV_COMPILE = $(VENV)-uv/bin/uv pip compile -q pyproject.toml --universal --python-version 3.11 \
+UV_COMPILE = $(VENV)-uv/bin/uv pip compile -q --universal --python-version 3.11 \
 	--fork-strategy fewest --generate-hashes --no-emit-index-url --no-header
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-chaos lint up lock clean
@@ -40,11 +40,12 @@ lint: $(STAMP) ## ruff, mypy, import-linter, alembic check
 up: $(STAMP) ## a running stack on port 8000 that learns from made-up telecom data
 	@$(BIN)/ratchet up --data plans --port $(PORT)
 
-lock: ## renew the three lock files (needs uv's wheel)
+lock: ## renew the four lock files (needs uv's wheel)
 	@test -x $(VENV)-uv/bin/uv || { $(PYTHON) -m venv $(VENV)-uv && $(VENV)-uv/bin/pip install -q uv; }
-	@$(UV_COMPILE) --upgrade --extra dev -o requirements.lock
-	@$(UV_COMPILE) --extra api --extra build -c requirements.lock -o requirements-api.lock
-	@$(UV_COMPILE) --extra worker --extra build -c requirements.lock -o requirements-worker.lock
+	@$(UV_COMPILE) --upgrade pyproject.toml --extra dev -o requirements.lock
+	@$(UV_COMPILE) pyproject.toml --extra api -c requirements.lock -o requirements-api.lock
+	@$(UV_COMPILE) pyproject.toml --extra worker --extra flower -c requirements.lock -o requirements-worker.lock
+	@echo hatchling | $(UV_COMPILE) - -c requirements.lock -o requirements-build.lock
 
 clean: ## remove what the build made
 	@rm -rf $(VENV) $(VENV)-uv .mypy_cache .ruff_cache .pytest_cache .coverage
