@@ -95,9 +95,9 @@ def load_file(path: Path) -> pd.DataFrame:
     Raises:
         DataError: no such file, neither CSV nor Parquet, no row, or a column name used twice or empty.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
     try:
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
         with path.open("rb") as file:
             head = file.read(4096)
     except OSError as exc:

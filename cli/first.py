@@ -1,5 +1,8 @@
 """`ratchet bootstrap`, and the first model of `ratchet up --data`: asking, progress, the result."""
 
+import shutil
+import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from cli.bootstrap import Columns, bootstrap, has_model, infer_columns, with_urls
 from cli.connection import connected
 from cli.reports import print_json, table
+from shared.errors import DataError
 from shared.settings import Settings
 
 if TYPE_CHECKING:
@@ -22,30 +26,47 @@ FIRST_ROWS = 3000
 """Rows of a named data set that make the first model; `ratchet simulate` plays the others."""
 
 
+STANDARD_INPUT = Path("-")
+"""A container sees no file of the host, but what is piped into it."""
+
+
 def bootstrap_file(file: Path, columns: Columns, *, ask: bool, as_json: bool) -> None:
-    """Make version 1 of a file on the running servers.
+    """Make version 1 of a file, or of what standard input holds, on the running servers.
 
     Raises:
         DataError: the file can't be used; the text says why.
         Conflict: there is a model already.
         BootstrapFailed: the first job did not end with a version.
     """
-    from cli.data import load_file
     from cli.source import Source
 
+    if ask and file == STANDARD_INPUT:
+        raise DataError("standard input holds the data, so nobody can be asked: give --yes")
     settings = connected()
     console = Console(stderr=as_json)
-    frame = load_file(file)
+    frame = _load(file)
     inferred = infer_columns(frame, columns, settings)
     _show(inferred, console)
     if ask:
         typer.confirm("Is this right? Features and kinds are fixed from here on", abort=True, err=as_json)
     version = _with_progress(frame, inferred, columns.id_column, settings, console)
-    Source(name=str(file.resolve()), target=columns.target, rows_used=len(frame)).save(settings.home)
+    if file != STANDARD_INPUT:  # it can't be read again, so that `ratchet simulate` has nothing to play
+        Source(name=str(file.resolve()), target=columns.target, rows_used=len(frame)).save(settings.home)
     if as_json:
         print_json({"version": version, "rows": inferred.rows, "left_out": inferred.left_out})
     else:
         console.print(f"[green]version {version} is live[/]")
+
+
+def _load(file: Path) -> "pd.DataFrame":
+    from cli.data import load_file
+
+    if file != STANDARD_INPUT:
+        return load_file(file)
+    with tempfile.NamedTemporaryFile(prefix="standard input ") as copy:
+        shutil.copyfileobj(sys.stdin.buffer, copy)
+        copy.flush()
+        return load_file(Path(copy.name))
 
 
 def bootstrap_data(database_url: str, redis_url: str, *, data: str, target: str | None) -> None:

@@ -12,6 +12,7 @@ from cli.doctor import examine
 from cli.main import app
 from shared.artifacts import ArtifactStore
 from shared.database import Sessions
+from shared.errors import Conflict, DataError
 from shared.settings import Settings, load_settings
 from tests.conftest import ADMIN_KEY
 from tests.serving import example, serve
@@ -41,6 +42,18 @@ def answer(*arguments: str) -> Any:
     result = ratchet(*arguments, "--json")
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
+
+
+def test_a_bootstrap_reads_standard_input(client: httpx.Client) -> None:
+    """The model that is there stops it, after it has read and shown the columns."""
+    text = "age,city,churned\n" + "".join(f"{n},{'ab'[n % 3 == 0]},{'xy'[n % 2]}\n" for n in range(300))
+    arguments = ["bootstrap", "-", "--target", "churned"]
+    done = CliRunner().invoke(app, [*arguments, "--yes"], input=text)
+    assert isinstance(done.exception, Conflict)
+    assert "'churned' with classes: x (150), y (150)" in done.output
+    asked = CliRunner().invoke(app, arguments, input=text)
+    assert isinstance(asked.exception, DataError)
+    assert "--yes" in asked.exception.detail
 
 
 def test_status_says_how_far_it_is_to_the_next_retrain(client: httpx.Client) -> None:

@@ -101,6 +101,7 @@ def test_csv_and_parquet_of_the_same_rows_mean_the_same(tmp_path: Path) -> None:
         ("sheet.xlsx", b"PK\x03\x04abc", "neither CSV nor Parquet"),
         ("broken.parquet", b"PAR1 and no more", "not a Parquet file"),
         ("text.parquet", b"a,b\n1,2\n", "neither CSV nor Parquet"),
+        (300 * "x", None, "can't be read"),
     ],
 )
 def test_a_file_that_cannot_be_used_says_why(
