@@ -7,7 +7,7 @@ STAMP := $(VENV)/.built
 UV_COMPILE = $(VENV)-uv/bin/uv pip compile -q --universal --python-version 3.11 \
 	--fork-strategy fewest --generate-hashes --no-emit-index-url --no-header
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-chaos lint up lock clean
+.PHONY: help demo test test-chaos test-compose lint up env lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -25,10 +25,13 @@ demo: $(STAMP) ## the whole loop once, on embedded servers, in about two minutes
 	@$(BIN)/ratchet demo
 
 test: $(STAMP) ## every test, with coverage
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not chaos" --cov --cov-report=term -q
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not chaos and not compose" --cov --cov-report=term -q
 
 test-chaos: $(STAMP) ## a whole stack under fault after fault, in eight minutes
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m chaos -q tests/chaos
+
+test-compose: $(STAMP) ## the containers for real, in about ten minutes (needs Docker)
+	@$(BIN)/python -m pytest -m compose -q -x tests/compose
 
 lint: $(STAMP) ## ruff, mypy, import-linter, alembic check
 	@$(BIN)/ruff check .
@@ -39,6 +42,9 @@ lint: $(STAMP) ## ruff, mypy, import-linter, alembic check
 
 up: $(STAMP) ## a running stack on port 8000 that learns from made-up telecom data
 	@$(BIN)/ratchet up --data plans --port $(PORT)
+
+env: ## a .env with fresh secrets for docker compose
+	@$(PYTHON) -m cli.env
 
 lock: ## renew the four lock files (needs uv's wheel)
 	@test -x $(VENV)-uv/bin/uv || { $(PYTHON) -m venv $(VENV)-uv && $(VENV)-uv/bin/pip install -q uv; }

@@ -18,6 +18,13 @@ from shared.settings import Settings
 OPEN = ("/health", "/ready")
 """For everybody, and never refused for what others do: whoever asks wants to know how it is."""
 
+METRICS = "/metrics"
+UNLIMITED = (*OPEN, METRICS)
+"""No rate limits them."""
+
+SCRAPES = 4
+"""At once in one process; each has a deadline of its own."""
+
 OPEN_SECONDS = 5.0
 """Longest that they take: whoever asks does not wait long."""
 
@@ -98,6 +105,7 @@ class Admission:
             "/health": _Lane(requests=math.inf, max_bytes=math.inf, deadline=soon),
             # apart too, and bounded: while Postgres is frozen those who ask would pile up
             "/ready": _Lane(requests=most, max_bytes=large, deadline=soon),
+            METRICS: _Lane(requests=SCRAPES, max_bytes=large, deadline=None),
         }
         self._left_behind: set[asyncio.Future[None]] = set()
         self._quiet_until = 0.0
@@ -112,7 +120,7 @@ class Admission:
         if not lane.enter(size):
             self._note()
             await _BUSY(scope, receive, send)
-        elif lane.deadline is None:  # the recorder has its own, and so has a body that is awaited
+        elif lane.deadline is None:  # the recorder has its own, so have a scrape and a body that is awaited
             try:
                 await self._app(scope, receive, send)
             finally:

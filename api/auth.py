@@ -55,6 +55,8 @@ class Auth:
         """Read the keys."""
         self._admin = Keys.parse(settings.admin_keys, "admin")
         self._api = Keys.parse(settings.api_keys, "api")
+        scrapers = Keys.parse(settings.metrics_keys, "metrics")
+        self._metrics = Keys(entries=(*self._admin.entries, *scrapers.entries))
 
     def check_api(self, header: str | None) -> None:
         """Let a caller pass if no key is configured or the key is an API's or an admin's.
@@ -75,3 +77,14 @@ class Auth:
         if not self._admin.entries:
             raise Forbidden("no admin key is configured: set RATCHET_ADMIN_KEYS")
         return self._admin.who(header)
+
+    def check_metrics(self, header: str | None) -> None:
+        """Let a caller pass whose key is for the metrics, or an admin's.
+
+        Raises:
+            Forbidden: neither is configured, or this is none.
+            Unauthorized: no key was sent.
+        """
+        if not self._metrics.entries:
+            raise Forbidden("no key for the metrics is configured: set RATCHET_METRICS_KEYS")
+        self._metrics.who(header)

@@ -17,6 +17,8 @@ from starlette.requests import ClientDisconnect
 
 from api.admission import undeclared_limit
 from api.auth import Auth
+from api.jobmetrics import JobMetrics
+from api.metrics import Metrics
 from api.recorder import Recorder
 from api.serving import Serving
 from api.tally import Tally
@@ -24,6 +26,7 @@ from shared.database import Sessions
 from shared.errors import (
     MAX_FAULTS,
     Fault,
+    FaultKind,
     Invalid,
     NotJSON,
     RequestTimeout,
@@ -37,6 +40,9 @@ Model = TypeVar("Model", bound=BaseModel)
 
 THREAD_BYTES = 64 * 1024
 THREAD_ROWS = 256
+
+_KINDS: dict[str, FaultKind] = {"true_label": "label", "id": "id", "prediction_id": "id"}
+"""What is wrong when one of these fields is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +58,8 @@ class AppState:
     tally: Tally
     redis: Redis
     celery: Celery
+    metrics: Metrics
+    job_metrics: JobMetrics
 
 
 def state_of(request: Request) -> AppState:
@@ -219,4 +227,5 @@ def _fault(error: Any) -> Fault:
         detail=error["msg"].removeprefix("Value error, "),
         row=row,
         feature=names[-1][:MAX_TEXT] if names else None,
+        kind="missing" if error["type"] == "missing" else _KINDS.get(names[-1] if names else "", "other"),
     )

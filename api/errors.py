@@ -13,6 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from shared.database import is_cut_off
 from shared.errors import (
@@ -27,8 +28,23 @@ from shared.errors import (
 )
 
 MEDIA_TYPE = "application/problem+json"
+REFUSAL = "ratchet.refusal"
+"""Where a request's scope says with which error it was answered."""
 
 log = structlog.get_logger()
+
+
+class Problem(Response):
+    """A domain error as an answer; it tells whoever counts, through the request's scope."""
+
+    def __init__(self, error: RatchetError, body: bytes, headers: dict[str, str]) -> None:
+        super().__init__(body, error.status, headers, MEDIA_TYPE)
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        scope[REFUSAL] = self._error
+        await super().__call__(scope, receive, send)
 
 
 def problem(error: RatchetError) -> Response:
@@ -41,7 +57,7 @@ def problem(error: RatchetError) -> Response:
     }
     if error.faults:
         body["errors"] = [
-            {name: value for name, value in asdict(fault).items() if value is not None}
+            {name: value for name, value in asdict(fault).items() if value is not None and name != "kind"}
             for fault in error.faults[:MAX_FAULTS]
         ]
         body["error_count"] = len(error.faults)
@@ -52,7 +68,7 @@ def problem(error: RatchetError) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, RequestTimeout):
         headers["Connection"] = "close"  # what still comes of the body is read by nobody
-    return Response(orjson.dumps(body), error.status, headers, MEDIA_TYPE)
+    return Problem(error, orjson.dumps(body), headers)
 
 
 def install(app: FastAPI) -> None:
@@ -95,7 +111,8 @@ async def _validation(_: Request, exc: Exception) -> Response:
     return problem(Invalid("the path or the query is wrong", faults=faults))
 
 
-async def _database(_: Request, exc: Exception) -> Response:
+async def _database(request: Request, exc: Exception) -> Response:
+    request.app.state.ratchet.metrics.database_failed("request")
     if isinstance(exc, DBAPIError) and not is_cut_off(exc):
         raise exc  # what was asked is wrong, and asking again helps nobody
     log.warning("Postgres did not do what a request needs", error=type(exc).__name__)

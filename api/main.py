@@ -13,13 +13,17 @@ import structlog
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 
-from api import errors
+from api import errors, multiprocess
 from api.admission import Admission
 from api.auth import Auth
 from api.deps import AppState
+from api.jobmetrics import JobMetrics
+from api.metrics import PREDICT, Metrics
+from api.observe import Observe
 from api.ratelimit import RateLimit
 from api.recorder import Recorder
 from api.routes import admin, docs, health, labels, models, predictions, retrain, root
+from api.routes import metrics as metrics_route
 from api.serving import Serving
 from api.tally import Tally
 from shared.artifacts import ArtifactStore
@@ -36,12 +40,14 @@ NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": Fal
 """FastAPI's own asks for its providers at every request: a tenth of the time that a prediction takes."""
 
 CANCEL_SECONDS = 0.1
+ROUTERS = [module.router for module in (root, labels, retrain, models, admin, health, metrics_route, docs)]
 
 DESCRIPTION = "A prediction service that learns from the true labels you send back."
 
 
-def create_app(settings: Settings | None = None) -> Admission:
-    """Build the service: the app, and before it what bounds it. Nothing is connected before it starts.
+def create_app(settings: Settings | None = None) -> Observe:
+    """Build the service: the app, before it what bounds it, and around all what counts. Nothing is connected
+    before it starts.
 
     Raises:
         SystemExit: a setting is wrong or missing; its one line names the variable.
@@ -50,30 +56,33 @@ def create_app(settings: Settings | None = None) -> Admission:
     configure_logs(settings)
     try:
         database_url(settings), redis_url(settings)  # a missing one stops the start, not the first request
+        metrics = Metrics(multiprocess.join())
     except SettingsError as exc:
         raise SystemExit(exc.detail) from None
     app = FastAPI(
         title="Ratchet",
         version=version("ratchet"),
         description=DESCRIPTION,
-        lifespan=_lifespan(settings),
+        lifespan=_lifespan(settings, metrics),
         openapi_url=None,  # routes/docs.py serves it, behind the key
         redirect_slashes=False,  # a redirect would name the host that the client named, and plain http
         telemetry=NO_TELEMETRY,
     )
     errors.install(app)
     # first, since routes are tried in order, and this is the hot one
-    app.add_route("/predict", predictions.predict, methods=["POST"], include_in_schema=False)
-    for module in (root, labels, retrain, models, admin, health, docs):
-        app.include_router(module.router)
-    limited = RateLimit(app, settings, settings.rate_limit) if settings.rate_limit else app
-    return Admission(limited, settings)
+    app.add_route(PREDICT, predictions.predict, methods=["POST"], include_in_schema=False)
+    for router in ROUTERS:
+        app.include_router(router)
+    limit = settings.rate_limit
+    limited = RateLimit(app, settings, limit, metrics) if limit else app
+    templates = [PREDICT, *(route.path for router in ROUTERS for route in router.routes)]
+    return Observe(Admission(limited, settings), metrics, templates, access_log=settings.access_log)
 
 
-def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        state = _make_state(settings)
+        state = _make_state(settings, metrics)
         app.state.ratchet = state
         await state.serving.refresh()
         async with AsyncExitStack() as stack:
@@ -82,6 +91,7 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
                 state.serving.watch(),
                 state.serving.listen(redis_url(settings)),
                 state.tally.run(),
+                metrics.run(),
             ):
                 stack.push_async_callback(_cancel, _start(background))
             _freeze()
@@ -89,37 +99,48 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
             state.recorder.close()
             await recorder
             await state.tally.flush()
+        metrics.flush()
         await state.tally.close()
         state.redis.close()
+        state.job_metrics.close()
         state.celery.close()
         state.engine.dispose()
 
     return lifespan
 
 
-def _make_state(settings: Settings) -> AppState:
+def _make_state(settings: Settings, metrics: Metrics) -> AppState:
     url = database_url(settings)
     engine = make_engine(url, name="ratchet api")
     sessions = make_sessions(engine)
     celery = make_celery(settings)
     tally = Tally(
-        redis=connect_async(redis_url(settings)), celery=celery, sessions=sessions, settings=settings
+        redis=connect_async(redis_url(settings)),
+        celery=celery,
+        sessions=sessions,
+        settings=settings,
+        metrics=metrics,
     )
     return AppState(
         settings=settings,
         auth=Auth(settings),
         engine=engine,
         sessions=sessions,
-        serving=Serving(sessions=sessions, store=ArtifactStore(settings.artifacts), settings=settings),
+        serving=Serving(
+            sessions=sessions, store=ArtifactStore(settings.artifacts), settings=settings, metrics=metrics
+        ),
         recorder=Recorder(
             url,
             deadline=settings.record_deadline,
             on_labels=tally.add,
             max_rows=settings.max_queued_rows,
+            metrics=metrics,
         ),
         tally=tally,
         redis=connect(redis_url(settings)),
         celery=celery,
+        metrics=metrics,
+        job_metrics=JobMetrics(settings),
     )
 
 

@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from api.admission import OPEN
+from api.admission import METRICS, OPEN, UNLIMITED
 from api.errors import MEDIA_TYPE
 from api.schemas import LabelsIn, Predict, Prediction, RetrainIn, describe_rows
 from api.serving import ServingPlan
@@ -34,6 +34,12 @@ _PROBLEM = {
         },
         "error_count": {"type": "integer"},
     },
+}
+_REQUEST_ID = {
+    "description": "names the request in the log; the X-Request-ID it was sent with, if that is 1 to 128"
+    " printable ASCII characters without a space, else a new one",
+    "required": True,
+    "schema": {"type": "string", "pattern": "^[!-~]{1,128}$"},
 }
 _STATUSES = {
     "400": "not JSON, or not a request that HTTP knows",
@@ -65,6 +71,7 @@ def build(app: FastAPI, plan: ServingPlan | None, *, keyed: bool = False) -> dic
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
     components = document.setdefault("components", {})
+    components["headers"] = {"RequestId": _REQUEST_ID}
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     schemas = components.setdefault("schemas", {})
     for model in (Predict, Prediction, LabelsIn, RetrainIn):
@@ -121,16 +128,18 @@ def _body(
 
 
 def _describe_errors(path: str, method: str, operation: dict[str, Any], *, keyed: bool) -> None:
-    needed = keyed or path.startswith("/admin")
+    needed = keyed or path.startswith("/admin") or path == METRICS
     if path in OPEN:
         operation["security"] = []
     else:
         operation["security"] = [{"key": []}] if needed else [{"key": []}, {}]
     problem = {MEDIA_TYPE: {"schema": {"$ref": REF.format(model="Problem")}}}
     for status, description in _STATUSES.items():
-        if (method == "get" and status in _OF_BODIES) or (path in OPEN and status == "429"):
+        if (method == "get" and status in _OF_BODIES) or (path in UNLIMITED and status == "429"):
             continue
         known = operation["responses"].get(status, {}).get("description", description)
         operation["responses"][status] = {"description": known, "content": dict(problem)}
+    for response in operation["responses"].values():
+        response["headers"] = {"X-Request-ID": {"$ref": "#/components/headers/RequestId"}}
     if path == "/ready":  # it answers in its own words, unless it takes too long
         operation["responses"]["503"]["content"].update(operation["responses"]["200"]["content"])

@@ -47,7 +47,7 @@ def read_query(body: object, model: LoadedModel, *, max_rows: int) -> Query:
     ]
     wanted = body.get("model_version")
     if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int)):
-        faults.append(Fault(detail="must be a whole number", feature="model_version"))
+        faults.append(Fault(detail="must be a whole number", feature="model_version", kind="type"))
     rows = _rows(body.get("raw_features"), model.signature, size, faults)
     inputs = _inputs(body.get("inputs"), model, size, faults)
     labels = _labels(body.get("true_labels"), size, faults)
@@ -82,7 +82,7 @@ def _fits(value: object, name: str, size: int, faults: list[Fault]) -> bool:
     if value is None:
         return False
     if not isinstance(value, list):
-        faults.append(Fault(detail="must be a list, one entry per row", feature=name))
+        faults.append(Fault(detail="must be a list, one entry per row", feature=name, kind="type"))
         return False
     if len(value) != size:
         faults.append(Fault(detail=f"{len(value)} entries for {size} rows", feature=name))
@@ -110,13 +110,15 @@ def _inputs(value: Any, model: LoadedModel, size: int, faults: list[Fault]) -> n
     for number, row in enumerate(value):
         if not isinstance(row, list) or len(row) != width:
             got = f"{len(row)} numbers" if isinstance(row, list) else "no list"
-            faults.append(Fault(detail=f"{got} where {width} scaled features are needed", row=number))
+            detail = f"{got} where {width} scaled features are needed"
+            faults.append(Fault(detail=detail, row=number, kind="type"))
             continue
         faults.extend(
             Fault(
                 detail="a number that float32 can hold is needed",
                 row=number,
                 feature=model.scaled_features[column]["name"],
+                kind="range" if type(number_) in (int, float) else "type",
             )
             for column, number_ in enumerate(row)
             if not _is_float32(number_)
@@ -133,7 +135,7 @@ def _labels(value: Any, size: int, faults: list[Fault]) -> list[str | None] | No
         return None
     for number, label in enumerate(value):
         if label is not None and (fault := label_fault(label)):
-            faults.append(Fault(detail=fault, row=number, feature="true_labels"))
+            faults.append(Fault(detail=fault, row=number, feature="true_labels", kind="label"))
     return list(value)
 
 
@@ -146,10 +148,10 @@ def _ids(value: Any, size: int, faults: list[Fault]) -> list[str | None] | None:
             continue
         if not isinstance(id_, str) or not 1 <= len(id_) <= MAX_TEXT or "\x00" in id_:
             detail = f"an id must be a text of 1 to {MAX_TEXT} characters without NUL"
-            faults.append(Fault(detail=detail, row=number, feature="ids"))
+            faults.append(Fault(detail=detail, row=number, feature="ids", kind="id"))
         elif id_ in seen:
             detail = f"the id of row {seen[id_]} again"
-            faults.append(Fault(detail=detail, row=number, feature="ids"))
+            faults.append(Fault(detail=detail, row=number, feature="ids", kind="id"))
         else:
             seen[id_] = number
     return list(value)

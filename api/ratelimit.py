@@ -17,9 +17,10 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeout
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.admission import OPEN
+from api.admission import UNLIMITED
 from api.auth import Keys
 from api.errors import problem
+from api.metrics import Metrics
 from shared.counter import redis_url
 from shared.errors import Forbidden, TooManyRequests, Unauthorized
 from shared.settings import Settings
@@ -45,9 +46,10 @@ class RateLimit:
     share a Redis.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, limit: str) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, limit: str, metrics: Metrics) -> None:
         """Stand before `app`; `limit` as in `RATCHET_RATE_LIMIT`. Nothing is connected yet."""
         self._app = app
+        self._metrics = metrics
         self._limit: RateLimitItem = parse(limit)
         self._text = limit
         admins, callers = Keys.parse(settings.admin_keys, "admin"), Keys.parse(settings.api_keys, "api")
@@ -74,7 +76,7 @@ class RateLimit:
             finally:
                 await self._pool.aclose()
             return
-        if scope["path"].removeprefix(scope.get("root_path", "")) not in OPEN:
+        if scope["path"].removeprefix(scope.get("root_path", "")) not in UNLIMITED:
             caller = self._caller(scope)
             refused = await self._refusal(*caller) if caller else None
             if refused is not None:
@@ -101,6 +103,7 @@ class RateLimit:
             seconds = await _patiently(self._ask(*caller))
         except (RedisError, OSError) as exc:
             self._paused_until = time.monotonic() + PAUSE
+            self._metrics.redis_failed("rate_limit")
             self._note(exc)
             return None
         self._note(None)

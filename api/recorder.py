@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import psycopg
 import structlog
 
+from api.metrics import Metrics
 from api.statements import write_batch
 from api.writes import Recorded, Write
 from shared.database import connect_options
@@ -34,7 +35,13 @@ class Recorder:
     """Writes predictions and their labels; every write ends within its deadline."""
 
     def __init__(
-        self, url: str, *, deadline: float, on_labels: Callable[[int], None], max_rows: int = 20_000
+        self,
+        url: str,
+        *,
+        deadline: float,
+        on_labels: Callable[[int], None],
+        max_rows: int = 20_000,
+        metrics: Metrics | None = None,
     ) -> None:
         """Prepare to write to `url`.
 
@@ -42,7 +49,9 @@ class Recorder:
             deadline: longest a request waits, seconds.
             on_labels: hears of labels to count.
             max_rows: most rows that wait or are being written; a request alone may have more.
+            metrics: hear of batches, of rows that wait, and of attempts that failed.
         """
+        self._metrics = metrics or Metrics()
         self._url = url
         self._max_rows = max_rows
         self._rows = 0
@@ -71,6 +80,7 @@ class Recorder:
         if self._rows and self._rows + rows > self._max_rows:
             raise Overloaded("too many rows wait to be stored; nothing was written, send it again")
         self._rows += rows
+        self._metrics.rows_queued(self._rows)
         pending.deadline = time.monotonic() + self._deadline
         self._queue.append(pending)
         self._arrived.set()
@@ -123,11 +133,13 @@ class Recorder:
             except (psycopg.DataError, psycopg.IntegrityError) as exc:
                 return await self._apart(batch, exc)
             except (psycopg.Error, OSError, TimeoutError) as exc:
+                self._metrics.database_failed("recorder")
                 self._note(exc)
                 await self._drop()
                 await asyncio.sleep(min(RETRY_SECONDS, left))
             else:
                 self._note(None)
+                self._metrics.batch_written(sum(len(write.rows) for write in writes))
                 return self._answer(batch, outcomes)
         return None
 
@@ -197,15 +209,19 @@ class Recorder:
 
     def _answer(self, batch: Sequence[_Pending], outcomes: Sequence[Recorded | RatchetError]) -> None:
         labels = 0
+        classes: list[str] = []
         for pending, outcome in zip(batch, outcomes, strict=True):
             self._rows -= len(pending.write.rows)
             if isinstance(outcome, Recorded):
                 labels += outcome.new_labels
+                classes += outcome.classes
             if pending.future.done():  # its client went away
                 continue
             if isinstance(outcome, Recorded):
                 pending.future.set_result(outcome)
             else:
                 pending.future.set_exception(outcome)
+        self._metrics.rows_queued(self._rows)
+        self._metrics.labels_stored(classes)
         if labels:
             self._on_labels(labels)

@@ -15,6 +15,7 @@ import structlog
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
+from api.metrics import Metrics
 from shared import registry
 from shared.artifacts import ArtifactStore
 from shared.counter import CHANNEL, connect_listener
@@ -75,8 +76,16 @@ class ServingPlan:
 class Serving:
     """Holds the plan and replaces it, whole, when a new deployment appears."""
 
-    def __init__(self, *, sessions: Sessions, store: ArtifactStore, settings: Settings) -> None:
+    def __init__(
+        self,
+        *,
+        sessions: Sessions,
+        store: ArtifactStore,
+        settings: Settings,
+        metrics: Metrics | None = None,
+    ) -> None:
         """Serve nothing yet; `refresh` loads what is live."""
+        self._metrics = metrics or Metrics()
         self._sessions = sessions
         self._store = store
         self._settings = settings
@@ -103,13 +112,18 @@ class Serving:
 
     async def refresh(self) -> None:
         """Load the newest deployment if it isn't the one served; a fault leaves the old plan serving."""
+        before = self._plan
         try:
-            self._plan = await asyncio.to_thread(self._next, self._plan)
-            self.fault = self._logged = None
+            self._plan = await asyncio.to_thread(self._next, before)
         except SQLAlchemyError as exc:
+            self._metrics.database_failed("serving")
             self._note(f"Postgres does not answer ({type(exc).__name__})")
         except ArtifactError as exc:
+            self._metrics.swap_failed()
             self._note(exc.detail)
+        else:
+            self.fault = self._logged = None
+            self._tell(before, self._plan)
 
     async def watch(self) -> None:
         """Refresh for ever: when the announcement comes, and every `poll_seconds` in case it was lost."""
@@ -135,6 +149,7 @@ class Serving:
                     async for _ in channel.listen():
                         self._wake.set()
             except (RedisError, OSError):
+                self._metrics.redis_failed("listener")
                 await asyncio.sleep(self._settings.poll_seconds)
 
     def _next(self, current: ServingPlan | None) -> ServingPlan | None:
@@ -150,6 +165,11 @@ class Serving:
         plan = ServingPlan(deployment_id=live.deployment.id, model=load_model(live, self._store))
         log.info("serving a version", version=live.version.version, deployment=live.deployment.id)
         return plan
+
+    def _tell(self, before: ServingPlan | None, now: ServingPlan | None) -> None:
+        if now is not None and (before is None or before.model is not now.model):
+            self._metrics.swapped(now.model.version, now.model.classes)
+        self._metrics.swap_works()
 
     def _note(self, fault: str) -> None:
         self.fault = fault

@@ -8,7 +8,7 @@ import orjson
 import psycopg
 from psycopg.rows import dict_row
 
-from api.writes import First, Recorded, Row, Write
+from api.writes import First, Recorded, Row, Write, labels_of
 from shared.errors import Conflict, RatchetError
 
 _STORE = """
@@ -37,7 +37,7 @@ SELECT i, id FROM json_to_recordset(%s::json) AS r(i text, id uuid) ORDER BY i C
 ON CONFLICT DO NOTHING
 """
 _RELABEL = """
-SELECT given.w, p.outcome, p.new_labels
+SELECT given.w, given.l, p.outcome, p.new_labels
 FROM (SELECT * FROM json_to_recordset(%s::json) AS r(w int, id uuid, l text) ORDER BY id) AS given,
      LATERAL put_label(given.id, given.l, false) AS p
 """
@@ -72,7 +72,7 @@ async def write_batch(
     """
     if not any(write.caller_ids for write in writes):
         await connection.execute(_STORE, [_payload((w, w.rows) for w in writes)])
-        return [Recorded(counted=w.labels, new_labels=w.labels) for w in writes]
+        return [_recorded_plain(write.rows) for write in writes]
     for _ in range(RACES):
         with suppress(_IdsRaced):
             async with connection.transaction():
@@ -130,28 +130,35 @@ def _resolve(write: Write, known: Mapping[str, Mapping[str, str]]) -> _Plan:
 
 async def _relabel(
     connection: psycopg.AsyncConnection, plans: Sequence[_Plan]
-) -> list[list[tuple[str, int]]]:
-    """Put the labels that came with repeats; answers (outcome, new labels) per plan."""
+) -> list[list[tuple[str, str, int]]]:
+    """Put the labels that came with repeats; answers (label, outcome, new labels) per plan."""
     given = [
         {"w": n, "id": prediction_id, "l": label}
         for n, plan in enumerate(plans)
         if plan.conflict is None
         for prediction_id, label in plan.relabels
     ]
-    outcomes: list[list[tuple[str, int]]] = [[] for _ in plans]
+    outcomes: list[list[tuple[str, str, int]]] = [[] for _ in plans]
     if given:
         rows = await connection.execute(_RELABEL, [orjson.dumps(given).decode()])
-        for n, outcome, new_labels in await rows.fetchall():
-            outcomes[n].append((outcome, new_labels))
+        for n, *put in await rows.fetchall():
+            outcomes[n].append(tuple(put))
     return outcomes
 
 
-def _recorded(plan: _Plan, relabelled: Sequence[tuple[str, int]]) -> Recorded:
-    labels = sum(row.label is not None for row in plan.new)
+def _recorded_plain(rows: Sequence[Row]) -> Recorded:
+    given = labels_of(rows)
+    return Recorded(counted=len(given), new_labels=len(given), classes=given)
+
+
+def _recorded(plan: _Plan, relabelled: Sequence[tuple[str, str, int]]) -> Recorded:
+    given = labels_of(plan.new)
+    again = [label for label, outcome, _ in relabelled if outcome in ("accepted", "corrected")]
     return Recorded(
         repeats=plan.repeats,
-        counted=labels + sum(outcome == "accepted" for outcome, _ in relabelled),
-        new_labels=labels + sum(new for _, new in relabelled),
+        counted=len(given) + sum(outcome == "accepted" for _, outcome, _ in relabelled),
+        new_labels=len(given) + sum(new for _, _, new in relabelled),
+        classes=[*given, *again],
     )
 
 

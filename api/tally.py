@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
+from api.metrics import Metrics
 from shared import counter, jobs
 from shared.database import Sessions
 from shared.queue import send_retrain
@@ -21,12 +22,15 @@ log = structlog.get_logger()
 class Tally:
     """Adds labels to the tally, coalesced; no answer to a client ever waits for it."""
 
-    def __init__(self, *, redis: Redis, celery: Celery, sessions: Sessions, settings: Settings) -> None:
+    def __init__(
+        self, *, redis: Redis, celery: Celery, sessions: Sessions, settings: Settings, metrics: Metrics
+    ) -> None:
         """Count into `redis`; request jobs through `sessions` and `celery`."""
         self._redis = redis
         self._celery = celery
         self._sessions = sessions
         self._settings = settings
+        self._metrics = metrics
         self._pending = 0
         self._arrived = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -57,6 +61,7 @@ class Tally:
         try:
             counted = await counter.count(self._redis, labels, threshold=self._settings.threshold)
         except (RedisError, OSError) as exc:
+            self._metrics.redis_failed("tally")
             log.warning("labels not tallied; reconcile will", labels=labels, error=type(exc).__name__)
             return
         if counted.latched:
@@ -71,6 +76,7 @@ class Tally:
             with self._sessions.begin() as session:
                 job_id = jobs.request_due(session, self._settings)
         except SQLAlchemyError as exc:
+            self._metrics.database_failed("tally")
             log.warning("no job requested; the sweeper will", error=type(exc).__name__)
             return
         if job_id is not None:

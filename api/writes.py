@@ -22,6 +22,11 @@ class Row:
     caller_id: str | None = None
 
 
+def labels_of(rows: Sequence[Row]) -> list[str]:
+    """The labels that rows bring."""
+    return [row.label for row in rows if row.label is not None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Write:
     """All rows of one request, scored by one version."""
@@ -82,11 +87,13 @@ class Recorded:
     """What was stored. `repeats`: the caller ids that were known, with their first answers.
 
     `counted` are first labels of their prediction; `new_labels` are labels that wait for a job now.
+    `classes` are those of all labels that were stored, corrections among them, for the metrics.
     """
 
     repeats: Mapping[str, First] = field(default_factory=dict)
     counted: int = 0
     new_labels: int = 0
+    classes: Sequence[str] = field(default=(), compare=False)
 
 
 def new_prediction_id() -> str:

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import structlog
 import typer
@@ -31,7 +31,9 @@ def up(
         str | None, typer.Option(help="First data: churn, plans, or a CSV or Parquet file.")
     ] = None,
     target: Target = None,
-    flower: Annotated[bool, typer.Option(help="Run Flower too, on port 5555.")] = False,
+    flower: Annotated[
+        bool, typer.Option(help="Run Flower too, on port 5555; its password is the admin key.")
+    ] = False,
 ) -> None:
     """Run everything here: Postgres, Valkey, the API, the workers. Ctrl-C stops it."""
     from cli.up import up as run
@@ -49,7 +51,7 @@ def demo(as_json: AsJson = False) -> None:
 
 @app.command()
 def bootstrap(
-    file: Annotated[Path, typer.Argument(help="A CSV or Parquet file of labelled rows.")],
+    file: Annotated[Path, typer.Argument(help="A CSV or Parquet file of labelled rows, or - for stdin.")],
     target: Annotated[str, typer.Option(help="The column that holds the class.")],
     id_column: Annotated[str | None, typer.Option("--id", help="The column that names a row.")] = None,
     categorical: Annotated[list[str] | None, typer.Option(help="Read this column as categories.")] = None,
@@ -147,6 +149,14 @@ def settings(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def env(file: Annotated[Path, typer.Argument(help="The file to write.")] = Path(".env")) -> None:
+    """Write a .env with fresh secrets for `docker compose`; one that is there stays."""
+    from cli.env import main as run
+
+    raise typer.Exit(run([str(file)]))
+
+
+@app.command()
 def migrate(
     check: Annotated[
         bool, typer.Option("--check", help="Only check, on an empty server, that migrations make the tables.")
@@ -165,6 +175,14 @@ def main() -> None:
         load_settings()
         app()
     except RatchetError as exc:
-        console = Console(stderr=True)
-        console.print(f"[red]{escape(exc.title)}:[/] {escape(exc.detail)}", soft_wrap=True, highlight=False)
-        raise SystemExit(1) from None
+        _fail(exc.title, exc.detail)
+    except ModuleNotFoundError as exc:  # the container of the API, say, has nothing that trains
+        _fail(
+            "Not here", f"{exc.name} isn't installed; run this where the worker is, or install ratchet[local]"
+        )
+
+
+def _fail(title: str, detail: str) -> NoReturn:
+    console = Console(stderr=True)
+    console.print(f"[red]{escape(title)}:[/] {escape(detail)}", soft_wrap=True, highlight=False)
+    raise SystemExit(1) from None

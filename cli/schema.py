@@ -3,16 +3,21 @@
 import tempfile
 from pathlib import Path
 
-import typer
+import structlog
 
 from cli.connection import connected
 from shared.database import check_schema, database_url, migrate
+from shared.logs import configure_logs
+
+log = structlog.get_logger()
 
 
 def run_migrations() -> None:
     """Migrate the configured database."""
-    migrate(database_url(connected()))
-    typer.echo("the schema is at its head")
+    settings = connected()
+    configure_logs(settings)
+    migrate(database_url(settings))
+    log.info("the schema is at its head")
 
 
 def check_migrations() -> None:

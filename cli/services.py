@@ -5,10 +5,13 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import shared
 from cli.processes import Command
 
 API = "api"
 FLOWER_PORT = 5555
+FLOWER_USER = "admin"
+"""Whose password is in the variable FLOWER_BASIC_AUTH, as `user:password`."""
 
 
 def commands(
@@ -38,8 +41,9 @@ def commands(
     def worker(name: str, queue: str, *more: str) -> Command:
         # fmt: off
         return service(
-            name, "celery", "-A", "worker.app", "worker", "-Q", queue, "--concurrency", "1",
-            "-n", f"{name}@%h", "--loglevel", "info", *more, grace=20.0,
+            # quiet: no banner, whose lines are no events
+            name, "celery", "-A", "worker.app", "-q", "worker", "-Q", queue, "--concurrency", "1",
+            "-n", f"{name}@%h", *more, grace=20.0,
             # SIGTERM as SIGQUIT: a soft shutdown, in which a task that trains gives its job back.
             REMAP_SIGTERM="SIGQUIT",
         )
@@ -54,10 +58,11 @@ def commands(
     if flower:
         found.append(service("flower", "celery", "-A", "worker.app", "flower",
                              f"--port={FLOWER_PORT}", "--address=127.0.0.1"))
-    found.append(service("beat", "celery", "-A", "worker.app", "beat",
-                         "--scheduler", "celery.beat:Scheduler", "--loglevel", "info"))
+    found.append(service("beat", "celery", "-A", "worker.app", "-q", "beat",
+                         "--scheduler", "celery.beat:Scheduler"))
     found.append(service(API, "uvicorn", "--factory", "api.main:create_app", "--host", "127.0.0.1",
                          "--port", str(port), "--loop", "uvloop", "--http", "api.protocol:Protocol",
-                         "--no-access-log", "--timeout-graceful-shutdown", "10"))
+                         "--no-access-log", "--timeout-graceful-shutdown", "10",
+                         "--log-config", str(Path(shared.__file__).with_name("uvicorn.json"))))
     # fmt: on
     return found

@@ -147,7 +147,7 @@ class Stack:
         return answers(self._port, "/ready")
 
     def service_env(self) -> dict[str, str]:
-        """The environment of the services: ours, the overrides, and where the servers are."""
+        """The environment of the services: ours, the overrides, where the servers are, and the keys."""
         given = self._settings.admin_keys
         keys = [given.get_secret_value()] if given else []
         return {
@@ -157,6 +157,7 @@ class Stack:
             variable("database_url"): self.database_url,
             variable("redis_url"): self.redis_url,
             variable("admin_keys"): ",".join([*keys, f"{ADMIN}:{self.admin_key}"]),
+            "FLOWER_BASIC_AUTH": f"{services.FLOWER_USER}:{self.admin_key}",
         }
 
     def poll(self) -> None:

@@ -14,7 +14,7 @@ import httpx
 from rich.console import Console
 from rich.markup import escape
 
-from cli.services import FLOWER_PORT
+from cli.services import FLOWER_PORT, FLOWER_USER
 from cli.stack import Stack
 from cli.state import ADMIN_KEY, STATE
 from shared.errors import RatchetError
@@ -91,7 +91,7 @@ def _introduce(stack: Stack, console: Console, *, flower: bool) -> None:
         "logs": str(stack.logs),
     }
     if flower:
-        lines["Flower"] = f"http://127.0.0.1:{FLOWER_PORT}"
+        lines["Flower"] = f"http://127.0.0.1:{FLOWER_PORT}, user {FLOWER_USER}, password: the admin key"
     for name, value in lines.items():
         console.print(f"[bold]{name:<10}[/] {escape(value)}", soft_wrap=True, highlight=False)
     for line in _examples(stack):

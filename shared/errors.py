@@ -2,7 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
+
+FaultKind = Literal["missing", "type", "range", "unknown_feature", "label", "id", "other"]
+FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
+"""What can be wrong with a row; `range`: the right type, and no value that is taken."""
 
 MAX_FAULTS = 1000
 """A request with more faults is not read further: nobody mends them one by one."""
@@ -10,11 +14,12 @@ MAX_FAULTS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One thing wrong with a request: where, and what."""
+    """One thing wrong with a request: where, and what. `kind` is for counting, not for the client."""
 
     detail: str
     row: int | None = None
     feature: str | None = None
+    kind: FaultKind = "other"
 
 
 class RatchetError(Exception):
@@ -30,6 +35,11 @@ class RatchetError(Exception):
         self.faults = tuple(faults)
         if retry_after is not None:
             self.retry_after = retry_after
+
+    @classmethod
+    def slug(cls) -> str:
+        """The title as a word: `Too large` → `too_large`."""
+        return cls.title.lower().replace(" ", "_")
 
 
 class SettingsError(RatchetError):

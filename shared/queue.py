@@ -1,5 +1,7 @@
 """The Celery app, the names of its tasks, and how a job's message is sent."""
 
+import re
+import secrets
 from typing import Any
 
 import structlog
@@ -20,6 +22,8 @@ RETRAIN_QUEUE = "retrain"
 UPKEEP_QUEUE = "upkeep"
 RESEND_SECONDS = 8.0
 """A queued job whose message is older than this gets another; a message nobody needs finds nothing to do."""
+
+_TASK_ID = re.compile(r"\bjob-(\d+)-[0-9a-f]{8}\b")
 
 log = structlog.get_logger()
 
@@ -50,6 +54,17 @@ def make_celery(settings: Settings) -> Celery:
     return app
 
 
+def task_id(job_id: int) -> str:
+    """An id for a message, never given before, that shows in Flower and in logs which job it wakes."""
+    return f"job-{job_id}-{secrets.token_hex(4)}"
+
+
+def job_of_task(text: str) -> int | None:
+    """The job that a task's id in the text names, if there is one."""
+    found = _TASK_ID.search(text)
+    return int(found[1]) if found else None
+
+
 def send_retrain(app: Celery, session_of: Sessions, job_id: int) -> bool:
     """Send the wake-up for a job that is committed; a failure is left to the sweeper and answers False.
 
@@ -58,7 +73,8 @@ def send_retrain(app: Celery, session_of: Sessions, job_id: int) -> bool:
     try:
         with session_of.begin() as session:
             trigger = jobs.get(session, job_id).trigger
-        app.send_task(RETRAIN, kwargs={"job_id": job_id, "trigger": trigger}, retry=False, expires=60)
+        arguments = {"job_id": job_id, "trigger": trigger}
+        app.send_task(RETRAIN, kwargs=arguments, task_id=task_id(job_id), retry=False, expires=60)
         with session_of.begin() as session:
             jobs.mark_sent(session, job_id)
     except (OperationalError, OSError, SQLAlchemyError, NotFound) as exc:

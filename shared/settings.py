@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     api_keys: SecretStr | None = Field(
         None, description="keys for everything but /health and /ready; unset: no key is needed"
     )
+    metrics_keys: SecretStr | None = Field(
+        None, description="keys for /metrics, which an admin key opens too; with neither it is closed"
+    )
     max_rows: int = Field(10_000, ge=1, description="most rows in one request")
     max_body: int = Field(
         8 * 2**20, ge=1024, description="largest request body, bytes; an eighth without Content-Length"
@@ -104,7 +107,9 @@ class Settings(BaseSettings):
     )
     iterations: int = Field(300, ge=1, description="trees that CatBoost fits")
     seed: int = Field(0, ge=0, description="random seed of balancing and training")
-    threads: int = Field(0, ge=0, description="threads that training uses; 0: all cores")
+    threads: int = Field(
+        0, ge=0, description="threads that training uses; 0: as many as its container has cores"
+    )
     gate_tolerance: float = Field(
         0.01, ge=0, le=1, description="how much lower a challenger's weighted F1 may be and still go live"
     )
@@ -114,6 +119,13 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="auto: text on a terminal, JSON elsewhere"
+    )
+    access_log: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of requests that get a line in the API's log, 0.01: one in a hundred; above 0,"
+        " every answer of 500 or more gets one too",
     )
 
     @field_validator("database_url")
@@ -130,7 +142,7 @@ class Settings(BaseSettings):
             raise ValueError("must start with redis://, rediss:// or unix://")
         return _readable(value)
 
-    @field_validator("admin_keys", "api_keys")
+    @field_validator("admin_keys", "api_keys", "metrics_keys")
     @classmethod
     def _keys(cls, value: SecretStr | None) -> SecretStr | None:
         if value is None or not value.get_secret_value():

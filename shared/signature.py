@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from shared.errors import Fault
+from shared.errors import Fault, FaultKind
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 MAX_TEXT = 200
@@ -19,6 +19,14 @@ MISSING = ""
 """A missing category, in arrays and graphs. A client's empty text means the same."""
 
 _NUMERIC_TEXT = re.compile(r"-?\d{1,15}\.0+")
+
+
+class Unusable(ValueError):
+    """A value that a feature can't have; `kind` as in `Fault`."""
+
+    def __init__(self, detail: str, kind: FaultKind) -> None:
+        super().__init__(detail)
+        self.kind = kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +86,7 @@ class Signature:
             faults: every fault found is appended here.
         """
         if not isinstance(row, dict):
-            faults.append(Fault(detail="a row must be an object of features", row=number))
+            faults.append(Fault(detail="a row must be an object of features", row=number, kind="type"))
             return {}
         found: dict[str, float | str | None] = {}
         for name, required, read in self._readers:
@@ -86,15 +94,16 @@ class Signature:
             if value is None or (value == MISSING and read is canonical_category):
                 found[name] = None
                 if required:
-                    faults.append(Fault(detail="required feature is missing", row=number, feature=name))
+                    detail = "required feature is missing"
+                    faults.append(Fault(detail=detail, row=number, feature=name, kind="missing"))
                 continue
             try:
                 found[name] = read(value)
-            except ValueError as exc:
-                faults.append(Fault(detail=str(exc), row=number, feature=name))
+            except Unusable as exc:
+                faults.append(Fault(detail=str(exc), row=number, feature=name, kind=exc.kind))
         if len(row) > len(found) or not self._names.issuperset(row):
             faults.extend(
-                Fault(detail="unknown feature", row=number, feature=name[:MAX_TEXT])
+                Fault(detail="unknown feature", row=number, feature=name[:MAX_TEXT], kind="unknown_feature")
                 for name in row
                 if name not in self._names
             )
@@ -139,13 +148,13 @@ def _number(value: object) -> float:
     if type(value) is float and -FLOAT32_MAX <= value <= FLOAT32_MAX:  # nearly every value
         return value + 0.0  # -0.0 is 0.0
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"a number is needed, not {_kind(value)}")
+        raise Unusable(f"a number is needed, not {_kind(value)}", "type")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not abs(number) <= FLOAT32_MAX:
-        raise ValueError("a number that float32 can't hold")
+        raise Unusable("a number that float32 can't hold", "range")
     return number
 
 
@@ -153,7 +162,7 @@ def canonical_category(value: object) -> str:
     """One text per category, in training and in serving: 1, 1.0 and "1" are "1"; true is "true".
 
     Raises:
-        ValueError: the value is no text, number or truth value, or is unusable text.
+        Unusable: the value is no text, number or truth value, or is unusable text.
     """
     if isinstance(value, str):
         return _canonical_text(value)
@@ -163,22 +172,22 @@ def canonical_category(value: object) -> str:
         return _number_text(int(value))
     if isinstance(value, float | np.floating):
         return _number_text(float(value))
-    raise ValueError(f"a text is needed, not {_kind(value)}")
+    raise Unusable(f"a text is needed, not {_kind(value)}", "type")
 
 
 def _number_text(value: int | float) -> str:
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("a category that is no finite number")
+        raise Unusable("a category that is no finite number", "range")
     if abs(value) >= 2**63:  # in JSON a longer number is a float for some readers, with other digits
-        raise ValueError("a category that is a number beyond 64 bits")
+        raise Unusable("a category that is a number beyond 64 bits", "range")
     return str(int(value)) if value == int(value) else repr(value)
 
 
 def _canonical_text(value: str) -> str:
     if len(value) > MAX_TEXT:
-        raise ValueError(f"a category longer than {MAX_TEXT} characters")
+        raise Unusable(f"a category longer than {MAX_TEXT} characters", "range")
     if "\x00" in value:
-        raise ValueError("a category with a NUL character")
+        raise Unusable("a category with a NUL character", "range")
     if value in ("True", "TRUE", "False", "FALSE"):
         return value.lower()
     # the cheap question first: this runs for every category of every request

@@ -24,13 +24,16 @@ def sweep(
     Answers the jobs that got a message.
     """
     with sessions.begin() as session:
-        jobs.request_due(session, settings)
+        due = jobs.request_due(session, settings)
         waiting_for_a_worker = jobs.to_send(
             session, resend_seconds=RESEND_SECONDS, lease_seconds=settings.lease_seconds
         )
         deployment = registry.newest_deployment(session)
+    if due is not None:
+        log.info("a job is due", job_id=due)
     for job_id in waiting_for_a_worker:
-        send_retrain(celery, sessions, job_id)
+        if send_retrain(celery, sessions, job_id):
+            log.info("job message sent", job_id=job_id)
     if deployment is not None:
         counter.announce(redis, deployment)
     with sessions() as session:

@@ -67,7 +67,7 @@ def evaluate(
 def importance(model: CatBoostClassifier, preprocessor: Preprocessor) -> dict[str, float]:
     """CatBoost's importance per raw feature, in percent of all, largest first."""
     totals = {feature.source: 0.0 for feature in preprocessor.scaled_features}
-    columns = model.get_feature_importance()
+    columns = model.get_feature_importance(thread_count=model.get_param("thread_count") or -1)
     for feature, value in zip(preprocessor.scaled_features, columns, strict=True):
         totals[feature.source] += float(value) if math.isfinite(value) else 0.0
     return dict(sorted(totals.items(), key=lambda item: (-item[1], item[0])))
@@ -80,7 +80,7 @@ def gate(challenger: dict[str, Any], champion: dict[str, Any] | None, *, toleran
     """
     f1 = challenger["f1_weighted"]
     if champion is None:
-        reason = f"first model: weighted F1 {_figure(f1)} on {challenger['rows']} holdout rows"
+        reason = f"first model: weighted F1 {figure(f1)} on {challenger['rows']} holdout rows"
         return Verdict(publish=True, reason=reason, challenger_f1=f1, champion_f1=None)
     against = champion["f1_weighted"]
     if f1 is None or against is None:
@@ -89,13 +89,14 @@ def gate(challenger: dict[str, Any], champion: dict[str, Any] | None, *, toleran
     # With a hair to spare: in binary 0.33 - 0.03 is a little more than 0.30.
     publish = f1 >= against - tolerance - 1e-9
     reason = (
-        f"weighted F1 {_figure(f1)} against the champion's {_figure(against)} on {challenger['rows']} "
+        f"weighted F1 {figure(f1)} against the champion's {figure(against)} on {challenger['rows']} "
         f"holdout rows: {'not more' if publish else 'more'} than {tolerance:g} below it"
     )
     return Verdict(publish=publish, reason=reason, challenger_f1=f1, champion_f1=against)
 
 
-def _figure(value: float | None) -> str:
+def figure(value: float | None) -> str:
+    """A metric as text."""
     return "undefined" if value is None else f"{value:.4f}"
 
 

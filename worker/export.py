@@ -84,7 +84,8 @@ def check_parity(
     """
     if not len(rows):
         raise ParityError("there are no rows to compare the exported graphs on")
-    expected = np.asarray(model.predict_proba(matrix), dtype=np.float64)
+    threads = model.get_param("thread_count") or -1
+    expected = np.asarray(model.predict_proba(matrix, thread_count=threads), dtype=np.float64)
     scored = {
         "model.onnx": score(load_session(exported.model_onnx), rows),
         "trees.onnx": run(load_session(exported.trees_onnx), {"scaled": matrix}),

@@ -12,6 +12,7 @@ from onnx import helper
 
 from shared.signature import feed
 from worker.rows import Rows
+from worker.threads import count
 
 # CatBoost writes its trees for ai.onnx.ml 2 and IR 3; graphs can be merged only when these are equal.
 OPSETS = {"": 17, "ai.onnx.ml": 2}
@@ -33,9 +34,9 @@ def make_model(graph: onnx.GraphProto) -> onnx.ModelProto:
 
 
 def load_session(model: bytes | Path, threads: int = 1) -> ort.InferenceSession:
-    """An ONNX Runtime session of a serialised graph or its file; `threads` 0: all cores."""
+    """An ONNX Runtime session of a serialised graph or its file; `threads` 0: as many as there are cores."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = count(threads)  # its own 0 means the host's cores
     options.inter_op_num_threads = 1
     source = model if isinstance(model, bytes) else str(model)
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])

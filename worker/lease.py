@@ -1,5 +1,6 @@
 """Keeps a job's lease alive from a thread of the training process."""
 
+import contextvars
 import threading
 from types import TracebackType
 from typing import Self
@@ -25,7 +26,9 @@ class Lease:
         self._settings = settings
         self._stop = threading.Event()
         self._lost = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        # A thread begins with nothing of what is bound to the log's lines here: the job.
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(target=context.run, args=(self._renew,), name="lease", daemon=True)
 
     def __enter__(self) -> Self:
         """Start renewing."""

@@ -6,9 +6,10 @@ labels, once. No transaction is open while training.
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from shared import jobs, registry
-from shared.errors import ClaimLost, JobSkipped
+from shared.errors import ClaimLost, JobSkipped, NotFound
 from shared.queue import send_retrain
 from shared.signature import Signature
 from worker import steps
@@ -16,6 +17,7 @@ from worker.lease import Lease
 from worker.patience import patiently
 from worker.publishing import announce, publish
 from worker.run import Context, Run
+from worker.threads import count, limited
 
 log = structlog.get_logger()
 
@@ -42,13 +44,27 @@ def workflow(run: Run) -> str:
 
 def run_job(job_id: int, context: Context) -> str:
     """Claim a job and run it; answers one line about what became of it."""
-    with context.sessions.begin() as session:
-        claim = jobs.claim(session, job_id, context.settings)
-        signature = registry.signature(session, claim.signature_id) if claim else None
-    if claim is None or signature is None:
-        return f"job {job_id}: nothing to do"
     with structlog.contextvars.bound_contextvars(job_id=job_id):
-        return f"job {job_id}: {_run(claim, signature, context)}"
+        with context.sessions.begin() as session:
+            claim = jobs.claim(session, job_id, context.settings)
+            signature = registry.signature(session, claim.signature_id) if claim else None
+            refused = _refused(session, job_id) if claim is None else ""
+        if claim is None or signature is None:
+            log.info("nothing to do", reason=refused)
+            return f"job {job_id}: nothing to do, {refused}"
+        with limited(count(context.settings.threads)):
+            return f"job {job_id}: {_run(claim, signature, context)}"
+
+
+def _refused(session: Session, job_id: int) -> str:
+    """Why there is nothing to claim."""
+    try:
+        job = jobs.get(session, job_id)
+    except NotFound as exc:
+        return exc.detail
+    if job.state == "running":
+        return "another worker runs it"
+    return f"it has {job.state}: {job.error}" if job.state == "failed" else f"it is settled: {job.state}"
 
 
 def _run(claim: jobs.Claim, signature: Signature, context: Context) -> str:
@@ -58,7 +74,7 @@ def _run(claim: jobs.Claim, signature: Signature, context: Context) -> str:
             result = _to_its_end(run)
         except ClaimLost as exc:
             log.warning("claim lost; nothing was published", detail=exc.detail)
-            return exc.detail
+            return f"given up, {exc.detail.removeprefix(f'job {claim.job_id}: ')}"
         except (KeyboardInterrupt, SystemExit):
             _give_back(run)
             raise
@@ -92,6 +108,7 @@ def _give_back(run: Run) -> None:
         log.warning("asked to stop; the job could not be given back, its lease runs out", error=str(exc))
         return
     log.info("asked to stop; the job is back in the queue")
+    run.context.notify("given back: this worker was asked to stop, and the job waits for another")
     send_retrain(run.context.celery, run.context.sessions, run.claim.job_id)
 
 
@@ -103,6 +120,8 @@ def _fail(run: Run, exc: Exception) -> None:
     except (SQLAlchemyError, ClaimLost) as fault:
         log.warning("the failure could not be counted; the lease runs out", error=str(fault))
         return
+    # Celery tells Flower of the error itself, but not whether it was the last.
+    run.context.notify(f"failed, {'to be tried again' if goes_on else 'for the last time'}: {error}")
     if goes_on:
         send_retrain(run.context.celery, run.context.sessions, run.claim.job_id)
     else:

@@ -98,7 +98,7 @@ class Run:
             ClaimLost: the job is not ours any more.
         """
         self.transaction(lambda session: self._report(session, step, note))
-        self._tell(step, note)
+        self._tell(step, note, part=0.0)
         pause(f"step-{step}")
 
     def progress(self, step: int, note: str, part: float) -> None:
@@ -113,7 +113,7 @@ class Run:
                 self._report(session, step, note, part=part)
         except SQLAlchemyError as exc:
             log.warning("progress not reported", error=type(exc).__name__)
-        self._tell(step, note)
+        self._tell(step, note, part=part)
         pause(f"step-{step}-progress")
 
     def transaction(self, work: Callable[[Session], T]) -> T:
@@ -136,10 +136,15 @@ class Run:
         self.lease.check()
 
     def _report(self, session: Session, step: int, note: str, *, part: float = 0.0) -> None:
-        name, progress = jobs.STEPS[step - 1], (step - 1 + part) / len(jobs.STEPS)
+        name, progress = jobs.STEPS[step - 1], _progress(step, part)
         jobs.report(session, self.claim, step=step, progress=progress, note=note or name)
 
-    def _tell(self, step: int, note: str) -> None:
-        name = jobs.STEPS[step - 1]
-        log.info("step", step=step, name=name, note=note)
-        self.context.notify(f"step {step}/{len(jobs.STEPS)} {name} {note}".strip())
+    def _tell(self, step: int, note: str, *, part: float) -> None:
+        name, steps, done = jobs.STEPS[step - 1], len(jobs.STEPS), _progress(step, part)
+        log.info("step", step=step, name=name, note=note, progress=round(done, 3))
+        self.context.notify(f"{done:.0%}: step {step}/{steps} {name}" + (f", {note}" if note else ""))
+
+
+def _progress(step: int, part: float) -> float:
+    """How much of the whole is done, 0 to 1, when that part of a step is."""
+    return (step - 1 + part) / len(jobs.STEPS)

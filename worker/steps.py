@@ -196,7 +196,8 @@ def evaluate(run: Run, candidate: Candidate, sides: dataset.Split) -> Outcome:
             unreadable = exc.detail  # only a person may replace what can't be compared
     verdict = evaluation.gate(challenger, standing, tolerance=run.context.settings.gate_tolerance)
     if unreadable:
-        reason = f"the champion can't be read ({unreadable}); an admin asked to replace it"
+        f1 = evaluation.figure(verdict.challenger_f1)
+        reason = f"weighted F1 {f1}; the champion can't be read ({unreadable}); an admin asked to replace it"
         verdict = replace(verdict, reason=reason)
     return Outcome(
         champion=champion, challenger_metrics=challenger, champion_metrics=standing, verdict=verdict

@@ -4,6 +4,7 @@ import os
 import signal
 from functools import lru_cache
 
+import structlog
 from billiard.common import TERM_SIGNAL
 from celery import Task, shared_task
 from redis import Redis
@@ -35,7 +36,13 @@ def _redis() -> Redis:
 
 @shared_task(bind=True, name=RETRAIN)
 def retrain(task: Task, *, job_id: int, trigger: str = "") -> str:  # noqa: ARG001 - Flower shows the trigger
-    """Run a job. Heavy imports stay in here, out of the parent process."""
+    """Run a job; Flower shows the line that it answers."""
+    with structlog.contextvars.bound_contextvars(job_id=job_id):
+        return _retrain(task, job_id)
+
+
+def _retrain(task: Task, job_id: int) -> str:
+    """Heavy imports stay in here, out of the parent process."""
     from worker.retrain import run_job
     from worker.run import Context, Stop
 
@@ -62,7 +69,7 @@ def retrain(task: Task, *, job_id: int, trigger: str = "") -> str:  # noqa: ARG0
         signal.signal(TERM_SIGNAL, before)
 
 
-@shared_task(name=SWEEP)
+@shared_task(name=SWEEP, send_events=False)
 def sweep() -> list[int]:
     """Repeat what a fault may have left undone."""
     settings = load_settings()
@@ -75,7 +82,7 @@ def sweep() -> list[int]:
     )
 
 
-@shared_task(name=RECONCILE)
+@shared_task(name=RECONCILE, send_events=False)
 def reconcile() -> int:
     """Set the tally from Postgres."""
     return upkeep.reconcile(sessions=_sessions(), redis=_redis())

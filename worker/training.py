@@ -8,6 +8,7 @@ import numpy.typing as npt
 from catboost import CatBoostClassifier, CatBoostError
 
 from shared.errors import JobSkipped
+from worker.threads import count
 
 Progress = Callable[[int, int], None]
 """Called with the trees fitted so far and the trees in all."""
@@ -43,7 +44,7 @@ def train(
         matrix: float32 (n, m), as the preprocessing graph gives it.
         y: int64 (n,), positions in `classes`. A class without rows gets probability 0.
         weights: float32 (n,), or None for equal weights.
-        threads: 0 for all cores.
+        threads: 0 for as many as the container has cores.
         progress: called after each tree. What it raises stops the fit and is raised from here.
 
     Raises:
@@ -63,7 +64,7 @@ def train(
         grow_policy="SymmetricTree",
         iterations=iterations,
         random_seed=seed,
-        thread_count=threads or -1,
+        thread_count=count(threads),
         allow_writing_files=False,
         logging_level="Silent",
     )

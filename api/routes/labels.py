@@ -27,6 +27,9 @@ def put_labels(state: State, body: Body) -> LabelsOut:
                 found.append((prediction, item.true_label))
         outcomes = labels.put_labels(session, found)
     unknown += [str(found[n][0]) for n, put in enumerate(outcomes) if put.outcome == "unknown"]
+    state.metrics.labels_stored(
+        [found[n][1] for n, put in enumerate(outcomes) if put.outcome in ("accepted", "corrected")]
+    )
     state.tally.add_from_thread(sum(put.new_labels for put in outcomes))
     return LabelsOut(
         accepted=sum(put.outcome == "accepted" for put in outcomes),

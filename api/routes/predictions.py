@@ -38,7 +38,9 @@ async def predict(request: Request) -> Response:
     scored, write = await asyncio.to_thread(prepare) if in_thread else prepare()
     recorded = await _record(state, scored.query, write)
     answer = partial(_answer, plan.model, scored, write if recorded else None, recorded or Recorded())
-    return Response(await asyncio.to_thread(answer) if in_thread else answer(), media_type="application/json")
+    content = await asyncio.to_thread(answer) if in_thread else answer()
+    state.metrics.rows_answered(scored.query.size)
+    return Response(content, media_type="application/json")
 
 
 def _prepare(body: bytes, plan: ServingPlan, max_rows: int) -> tuple[Scored, Write | None]:

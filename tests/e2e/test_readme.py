@@ -1,4 +1,7 @@
-"""The README is true: every command in it runs, in its order, as a reader would type it."""
+"""The README is true: every command in it runs, in its order, as a reader would type it.
+
+Those that need a container engine run in `tests/compose/test_readme.py`.
+"""
 
 import os
 import re
@@ -17,11 +20,8 @@ from cli.data import plans
 from cli.embedded import EmbeddedPostgres, EmbeddedValkey
 from cli.ports import free_port
 from tests.conftest import Servers
+from tests.readme import FOR_REAL, LABELS, OWN_DATA, PREDICT, ROOT, TEXT, TRY, UP, WATCH
 
-ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```sh\n(.*?)```", TEXT, flags=re.DOTALL)
-TRY, UP, PREDICT, LABELS, WATCH, OWN_DATA, FOR_REAL = BLOCKS
 VARIABLES = {name: value for name, value in os.environ.items() if not name.startswith("RATCHET_")}
 # Small models differ by chance: these tests are about the commands, others about the gate.
 SMALL = {"RATCHET_ITERATIONS": "40", "RATCHET_MIN_CLASS_ROWS": "5", "RATCHET_GATE_TOLERANCE": "0.2"}
@@ -138,7 +138,7 @@ def test_the_processes_run_on_servers_of_ones_own(
     lines = FOR_REAL.replace("\\\n", "").splitlines()  # a command may go on in the next line
     commands = [line for line in lines if not line.startswith("export ")]
     migrate, api, *workers = (f"{ROOT}/.venv/bin/{command}" for command in commands)
-    assert "at its head" in run(migrate, env)
+    assert "at its head" in run(f"{migrate} 2>&1", env)
     port = free_port()
     log = tmp_path / "api.log"
     file = tmp_path / "customers.csv"

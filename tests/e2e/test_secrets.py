@@ -179,7 +179,7 @@ def test_no_secret_is_anywhere(left: Left) -> None:
     ("place", "holds"),
     [
         ("log right retrain1", "job failed"),
-        ("log right retrain1", "transport:"),
+        ("log right retrain1", "Connected to redis://"),
         ("log right retrain1", "Cannot connect to redis://"),
         ("log right upkeep", "Cannot connect to redis://"),
         ("log right beat", "Connection refused"),
@@ -193,7 +193,7 @@ def test_no_secret_is_anywhere(left: Left) -> None:
         ("command right doctor", "loads and scores"),
         ("command right settings", "RATCHET_ADMIN_KEYS"),
         ("command right status", "model_version"),
-        ("command line", "celery -A worker.app beat"),
+        ("command line", "celery -A worker.app -q beat"),
         ("command line", "api.main:create_app"),
         ("settings as text", "SecretStr"),
         ("events task-received", "ratchet.retrain"),

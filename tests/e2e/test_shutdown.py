@@ -114,8 +114,9 @@ def check_tally(settings: Settings, clients: Clients) -> None:
 def test_an_api_that_is_stopped_answers_and_stores_what_it_has_accepted(
     live_settings: Settings, start: Start
 ) -> None:
-    # deadlines that outlast the lock below
-    settings = live_settings.model_copy(update={"threshold": NEVER, "record_deadline": 30.0})
+    # deadlines that outlast the lock below, and uvicorn's word that it waits
+    changes = {"threshold": NEVER, "record_deadline": 30.0, "log_level": "info"}
+    settings = live_settings.model_copy(update=changes)
     port = free_port()
     (api,) = start(settings, "api", port=port)
     eventually(lambda: answers(port, "/ready"), api.tail)
@@ -160,7 +161,8 @@ def is_fitting(context: Context, job_id: int) -> bool:
 def test_every_service_ends_in_its_grace_when_it_is_asked_to(
     live_settings: Settings, context: Context, start: Start
 ) -> None:
-    settings = live_settings.model_copy(update={**SMALL, "iterations": ENDLESS, "sweep_seconds": 0.2})
+    often = {"iterations": ENDLESS, "sweep_seconds": 0.2, "log_level": "debug"}
+    settings = live_settings.model_copy(update={**SMALL, **often})
     send(context.sessions, unseen(50))
     job_id = start_job(context)
     assert send_retrain(context.celery, context.sessions, job_id)
@@ -169,7 +171,7 @@ def test_every_service_ends_in_its_grace_when_it_is_asked_to(
     logs = lambda: "\n".join(process.tail() for process in services)  # noqa: E731 - told if a wait is in vain
     eventually(lambda: is_fitting(context, job_id), logs)
     eventually(lambda: answers(port, "/ready"), logs)
-    eventually(lambda: "ratchet.sweep" in services[1].tail(500), logs)
+    eventually(lambda: "Task ratchet.sweep[" in services[1].tail(500), logs)
     for process in services:
         process.ask_to_stop()
     for process in services:

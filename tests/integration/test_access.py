@@ -185,6 +185,7 @@ def test_the_description_is_whole(description: dict[str, Any]) -> None:
         assert templated == given, path
     documented = {"/", "/predict", "/labels", "/health", "/ready", "/model", "/models", "/models/{version}"}
     documented |= {"/retrain/status", "/retrain/jobs", "/retrain/jobs/{job_id}", "/admin/retrain"}
+    documented |= {"/metrics"}
     assert documented == set(description["paths"])
 
 

@@ -287,5 +287,5 @@ def test_a_lost_claim_is_no_failure_of_the_job(quick: Context, monkeypatch: pyte
         raise ClaimLost("as the lease thread found")
 
     before_step(monkeypatch, 8, lose)
-    assert run_job(job_id, quick) == f"job {job_id}: as the lease thread found"
+    assert run_job(job_id, quick) == f"job {job_id}: given up, as the lease thread found"
     assert job_of(quick.sessions, job_id).failures == 0

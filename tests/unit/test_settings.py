@@ -54,6 +54,7 @@ WRONG = {
     "REDIS_URL": "host:6379",
     "ADMIN_KEYS": "ann:",
     "API_KEYS": "secret,,other",
+    "METRICS_KEYS": "prometheus:",
     "ARTIFACTS_URL": "s3://bucket/models",
     "MAX_ROWS": "0",
     "MAX_BODY": "1000",
@@ -84,6 +85,7 @@ WRONG = {
     "KEEP_VERSIONS": "0",
     "LOG_LEVEL": "loud",
     "LOG_FORMAT": "xml",
+    "ACCESS_LOG": "1.5",
 }
 
 
@@ -133,6 +135,7 @@ def test_secrets_are_not_shown_by_settings_or_by_their_faults(monkeypatch: pytes
         "REDIS_URL": "redis://:hush-redis@host/0",
         "ADMIN_KEYS": "ann:hush-admin",
         "API_KEYS": "hush-api",
+        "METRICS_KEYS": "hush-metrics",
     }
     for name, value in secrets.items():
         monkeypatch.setenv(PREFIX + name, value)

@@ -71,7 +71,10 @@ def test_every_fault_of_a_row_is_named_and_not_only_the_first() -> None:
 
 @pytest.mark.parametrize("row", [None, 1, "x", [1], []])
 def test_a_row_that_is_no_object_is_a_fault(row: object) -> None:
-    assert canonical(row, 2) == ({}, [Fault(row=2, detail="a row must be an object of features")])
+    assert canonical(row, 2) == (
+        {},
+        [Fault(row=2, detail="a row must be an object of features", kind="type")],
+    )
 
 
 def test_an_unknown_feature_is_found_beside_a_missing_one() -> None:

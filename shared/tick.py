@@ -1,0 +1,7 @@
+"""Where beat marks its last message, for the health check, which imports as little as it can."""
+
+import tempfile
+from pathlib import Path
+
+TICK = Path(tempfile.gettempdir()) / "ratchet-beat"
+"""Its time of change is that of the last message that reached the broker."""
