@@ -1,0 +1,71 @@
+"""The container engine that these tests run on: the one that answers, else one that a script starts."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+STARTER = "RATCHET_TEST_ENGINE"
+"""Names a script that starts an engine and prints the `export` lines which a shell needs to reach it."""
+
+BESIDE = Path("shared/engine/up")
+"""Where such a script is looked for beside this checkout, or beside the one that this is a clone of."""
+
+
+def reach() -> str | None:
+    """Make the engine answer; tells what is missing if it can't."""
+    if shutil.which("docker") and _answers():
+        return None
+    script = _starter()
+    if script is None:
+        return f"no container engine answers, and {STARTER} names no script that starts one"
+    started = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=False, timeout=600)
+    if started.returncode:
+        return f"the engine could not be started: {started.stderr.strip()[-500:]}"
+    for line in started.stdout.splitlines():
+        for pair in line.removeprefix("export ").split():
+            name, _, value = pair.partition("=")
+            os.environ[name] = value
+    return None if _answers() else "an engine was started, and it does not answer"
+
+
+def docker(*arguments: str, seconds: float = 600, text: str | None = None, check: bool = True) -> str:
+    """Run a docker command; answers what it printed.
+
+    Args:
+        arguments: of `docker`.
+        seconds: longest that it may take.
+        text: its standard input.
+        check: whether it must succeed; if not, its errors are part of the answer.
+    """
+    done = subprocess.run(
+        ["docker", *arguments],
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=seconds,
+        cwd=ROOT,
+    )
+    if not check:
+        return done.stdout + done.stderr
+    assert done.returncode == 0, f"docker {' '.join(arguments)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def _answers() -> bool:
+    """Whether both the engine and compose are there."""
+    commands = (["docker", "version"], ["docker", "compose", "version"])
+    return all(subprocess.run(c, capture_output=True, check=False).returncode == 0 for c in commands)
+
+
+def _starter() -> Path | None:
+    named = os.environ.get(STARTER)
+    if named:
+        return Path(named)
+    origin = subprocess.run(
+        ["git", "config", "remote.origin.url"], capture_output=True, text=True, check=False, cwd=ROOT
+    ).stdout.strip()
+    places = [ROOT.parent, *([Path(origin).parent] if origin.startswith("/") else [])]
+    return next((place / BESIDE for place in places if (place / BESIDE).is_file()), None)
