@@ -112,9 +112,9 @@ async def _validation(_: Request, exc: Exception) -> Response:
 
 
 async def _database(request: Request, exc: Exception) -> Response:
-    request.app.state.ratchet.metrics.database_failed("request")
     if isinstance(exc, DBAPIError) and not is_cut_off(exc):
         raise exc  # what was asked is wrong, and asking again helps nobody
+    request.app.state.ratchet.metrics.database_failed("request")
     log.warning("Postgres did not do what a request needs", error=type(exc).__name__)
     return problem(Unavailable("Postgres does not answer; send it again"))
 

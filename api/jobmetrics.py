@@ -26,13 +26,13 @@ SECONDS = 2.0
 
 STATEMENT_MS = 1500
 MOST_LABELS = 100_000
-"""Waiting labels are counted up to here."""
+"""Waiting labels are counted up to here, or up to the threshold if that is more."""
 
 SETTLED = tuple(state for state in JOB_STATES if state not in ACTIVE)
 
 _WAITING = "job_id IS NULL AND superseded_at IS NULL"  # as in the index on waiting labels
 _LABELS = f"""
-SELECT (SELECT count(*) FROM (SELECT 1 FROM labels WHERE {_WAITING} LIMIT {MOST_LABELS}) AS first)::float
+SELECT (SELECT count(*) FROM (SELECT 1 FROM labels WHERE {_WAITING} LIMIT %s) AS first)::float
            AS waiting,
        coalesce((SELECT extract(epoch FROM now() - created_at) FROM labels WHERE {_WAITING}
                  ORDER BY id LIMIT 1), 0)::float AS oldest
@@ -123,8 +123,8 @@ class JobMetrics:
         options["options"] += f" -c statement_timeout={STATEMENT_MS}"
         with psycopg.connect(self._url, autocommit=True, row_factory=dict_row, **options) as connection:
 
-            def one(statement: str) -> Any:
-                return connection.execute(statement).fetchone()
+            def one(statement: str, *values: object) -> Any:
+                return connection.execute(statement, values or None).fetchone()
 
             if one(_NEWEST)["id"] < self._ended.upto:  # another database, from a backup
                 self._ended = _Ended()
@@ -132,7 +132,7 @@ class JobMetrics:
                 self._ended.jobs[row["state"]] += row["jobs"]
                 self._ended.upto = max(self._ended.upto, row["newest"])
             return JobFigures(
-                labels=one(_LABELS),
+                labels=one(_LABELS, max(MOST_LABELS, self._threshold)),
                 live=one(_LIVE),
                 active=one(_ACTIVE),
                 ended=dict(self._ended.jobs),
@@ -145,7 +145,7 @@ def families(figures: JobFigures) -> Iterator[Metric]:
     live, active = figures.live, figures.active or {"state": None, "failures": 0, "step_number": 0}
     yield _gauge(
         "labels_waiting",
-        f"Labels that no job has claimed, counted up to {MOST_LABELS}.",
+        f"Labels that no job has claimed, counted up to {MOST_LABELS} or the threshold.",
         figures.labels["waiting"],
     )
     yield _gauge(

@@ -250,9 +250,9 @@ class Metrics:
     def text(self, more: Iterable[Metric] = ()) -> bytes:
         """All figures of this replica in Prometheus' text format, with `more` after them.
 
-        Those of other processes are up to `FLUSH_SECONDS` old.
+        Those that were not flushed are missing: of other processes, the last `FLUSH_SECONDS`. With many
+        processes and routes it takes some tens of milliseconds: call it from a thread.
         """
-        self.flush()
         return generate_latest(_Found([*self._source.collect(), *more]))
 
 

@@ -6,6 +6,7 @@ that comes after one that died takes the free place and counts on from where tha
 counter falls and the files don't grow in number.
 """
 
+import contextlib
 import fcntl
 import itertools
 import multiprocessing
@@ -103,12 +104,17 @@ def take(folder: Path) -> Place:
 def remove_left_behind(place_of_all: Path) -> None:
     """Remove the directories of parents that are gone and of which no child lives."""
     for folder in place_of_all.glob(f"{PREFIX}*-*"):
-        pid, _, started = folder.name.removeprefix(PREFIX).partition("-")
-        if folder.is_symlink() or folder.lstat().st_uid != os.geteuid():
-            continue
-        # the locks as well: a parent in another container can't be seen from here
-        if _started(pid) != started and not any(_is_taken(path) for path in folder.glob("*.lock")):
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # a sibling that starts with this one was faster
+            if _is_left_behind(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_left_behind(folder: Path) -> bool:
+    pid, _, started = folder.name.removeprefix(PREFIX).partition("-")
+    if folder.is_symlink() or folder.lstat().st_uid != os.geteuid():
+        return False
+    # the locks as well: a parent in another container can't be seen from here
+    return _started(pid) != started and not any(_is_taken(path) for path in folder.glob("*.lock"))
 
 
 def _forget_the_dead(path: Path) -> None:

@@ -17,7 +17,7 @@ SECONDS = 4.0
 """Longest that a process may take to answer."""
 
 BEAT_SILENT_SECONDS = 60.0
-"""Beat sends something every few seconds; longer silence means that it can't."""
+"""Beat sends something every few seconds, unless it is told otherwise; longer silence means that it can't."""
 
 
 def main(arguments: list[str]) -> int:
@@ -62,7 +62,9 @@ def _ticks() -> str | None:
         silent = time.time() - TICK.stat().st_mtime
     except FileNotFoundError:
         return "nothing was sent yet"
-    return f"nothing was sent for {silent:.0f} s" if silent > BEAT_SILENT_SECONDS else None
+    told = (os.environ.get(name) for name in ("RATCHET_SWEEP_SECONDS", "RATCHET_RECONCILE_SECONDS"))
+    longest = max(BEAT_SILENT_SECONDS, 3 * min(float(seconds or 0) for seconds in told))
+    return f"nothing was sent for {silent:.0f} s" if silent > longest else None
 
 
 def _say(text: str) -> int:

@@ -112,7 +112,8 @@ prepare() {
 main() {
   case ${1:-} in
     -h | --help) usage && exit 0 ;;
-    -p) [ $# -ge 2 ] && export COMPOSE_PROJECT_NAME=$2 && shift 2 ;;
+    -p) [ $# -ge 3 ] || { usage >&2 && exit 2; }
+      export COMPOSE_PROJECT_NAME=$2 && shift 2 ;;
   esac
   case $# in 1) ;; *) usage >&2 && exit 2 ;; esac
   folder=$(realpath --canonicalize-missing "$1") part=$folder.part

@@ -48,8 +48,10 @@ check_empty() {
   tables=$(of_postgres psql -AtX -c \
     "SELECT count(*) FROM pg_tables WHERE schemaname <> ALL ('{pg_catalog, information_schema}')")
   [ "$tables" = 0 ] || die "the database is not empty, it has $tables tables$advice"
-  found=$(beside_worker 'ls -A "${RATCHET_ARTIFACTS_URL#file://}" 2>/dev/null | head -n 1')
-  [ -z "$found" ] || die "the volume of the artifacts is not empty$advice"
+  # the last word alone: where the image isn't built yet, what is said while it is built comes first
+  found=$(beside_worker '[ -z "$(ls -A "${RATCHET_ARTIFACTS_URL#file://}" 2>/dev/null)" ] && echo empty || echo full' |
+    tail -n 1)
+  [ "$found" = empty ] || die "the volume of the artifacts is not empty$advice"
 }
 
 restore() {
@@ -73,7 +75,8 @@ print(json.load(urlopen("http://127.0.0.1:8000/ready", timeout=10))["model_versi
 main() {
   case ${1:-} in
     -h | --help) usage && exit 0 ;;
-    -p) [ $# -ge 2 ] && export COMPOSE_PROJECT_NAME=$2 && shift 2 ;;
+    -p) [ $# -ge 3 ] || { usage >&2 && exit 2; }
+      export COMPOSE_PROJECT_NAME=$2 && shift 2 ;;
   esac
   case $# in 1) ;; *) usage >&2 && exit 2 ;; esac
   folder=$(realpath --canonicalize-missing "$1")

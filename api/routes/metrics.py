@@ -1,5 +1,7 @@
 """`GET /metrics`: figures for Prometheus."""
 
+import asyncio
+
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -16,8 +18,9 @@ async def metrics(request: Request) -> Response:
     """The figures of all processes of this replica, in Prometheus' text format. Needs a key of its own, or an
     admin's. Without Postgres or Redis what they know is left out.
     """
-    # all of it on the event loop, without dependencies: no thread that waits for Postgres can hold it up
+    # without dependencies, which would need a thread of those that may all wait for Postgres
     state = state_of(request)
     state.auth.check_metrics(request.headers.get("authorization"))
     found = await state.job_metrics.read()
-    return Response(state.metrics.text(found), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+    state.metrics.flush()
+    return Response(await asyncio.to_thread(state.metrics.text, found), media_type=CONTENT_TYPE_PLAIN_0_0_4)

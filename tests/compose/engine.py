@@ -9,18 +9,15 @@ ROOT = Path(__file__).parents[2]
 STARTER = "RATCHET_TEST_ENGINE"
 """Names a script that starts an engine and prints the `export` lines which a shell needs to reach it."""
 
-BESIDE = Path("shared/engine/up")
-"""Where such a script is looked for beside this checkout, or beside the one that this is a clone of."""
-
 
 def reach() -> str | None:
     """Make the engine answer; tells what is missing if it can't."""
     if shutil.which("docker") and _answers():
         return None
-    script = _starter()
-    if script is None:
+    script = os.environ.get(STARTER)
+    if not script:
         return f"no container engine answers, and {STARTER} names no script that starts one"
-    started = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=False, timeout=600)
+    started = subprocess.run(["bash", script], capture_output=True, text=True, check=False, timeout=600)
     if started.returncode:
         return f"the engine could not be started: {started.stderr.strip()[-500:]}"
     for line in started.stdout.splitlines():
@@ -58,14 +55,3 @@ def _answers() -> bool:
     """Whether both the engine and compose are there."""
     commands = (["docker", "version"], ["docker", "compose", "version"])
     return all(subprocess.run(c, capture_output=True, check=False).returncode == 0 for c in commands)
-
-
-def _starter() -> Path | None:
-    named = os.environ.get(STARTER)
-    if named:
-        return Path(named)
-    origin = subprocess.run(
-        ["git", "config", "remote.origin.url"], capture_output=True, text=True, check=False, cwd=ROOT
-    ).stdout.strip()
-    places = [ROOT.parent, *([Path(origin).parent] if origin.startswith("/") else [])]
-    return next((place / BESIDE for place in places if (place / BESIDE).is_file()), None)

@@ -53,7 +53,9 @@ def test_a_request_can_be_followed_through_the_log(stack: ComposeStack) -> None:
         f"{url}/predict", content=b"{", headers={"X-Request-ID": "followed-1"}, trust_env=False
     )
     assert answer.headers["X-Request-ID"] == "followed-1"
-    assert httpx.get(f"{url}/health", trust_env=False).headers["X-Request-ID"]
+    events = [json.loads(line) for line in stack.logs("api").splitlines()]
+    (line,) = [event for event in events if event.get("request_id") == "followed-1"]
+    assert (line["event"], line["route"], line["status"]) == ("request", "/predict", 400)
 
 
 def test_every_line_of_a_worker_about_a_job_names_it(stack: ComposeStack, relearned: int) -> None:

@@ -47,6 +47,7 @@ def series(metrics: Metrics, name: str) -> dict[str, float]:
 
 def samples(metrics: Metrics, name: str) -> Iterator[tuple[dict[str, str], float]]:
     """Labels and value of each sample of a name, as Prometheus reads them."""
+    metrics.flush()
     for family in text_string_to_metric_families(metrics.text().decode()):
         yield from ((sample.labels, sample.value) for sample in family.samples if sample.name == name)
 

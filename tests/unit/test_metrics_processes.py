@@ -129,6 +129,7 @@ def test_a_place_whose_gauges_were_not_forgotten_begins_with_none(tmp_path: Path
 def test_a_file_that_is_only_just_made_is_no_fault(tmp_path: Path) -> None:
     with siblings(tmp_path, 1) as (one,):
         one.do("metrics.rows_answered(2)")
+        one.do("metrics.flush()")
         for name in ("counter_9.db", "gauge_livesum_9.db", "histogram_9.db"):
             (tmp_path / name).touch()
         assert one.says("ratchet_rows_total") == 2
@@ -206,3 +207,31 @@ def test_only_what_the_gone_left_behind_is_removed(temporary: Path) -> None:
     os.close(place.lock)
     remove_left_behind(temporary)
     assert not elsewhere.exists()
+
+
+def test_siblings_that_start_together_clear_away_together(tmp_path: Path) -> None:
+    for number in range(300):
+        folder = tmp_path / f"{PREFIX}{2**22 + number}-1"
+        folder.mkdir(mode=0o700)
+        (folder / "0.lock").touch()
+        (folder / "1.lock").touch()
+    code = (
+        "import sys; from pathlib import Path; from api.multiprocess import remove_left_behind;"
+        " print(flush=True); sys.stdin.readline(); remove_left_behind(Path(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    started = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        for _ in range(4)
+    ]
+    for process in started:
+        assert process.stdout is not None
+        process.stdout.readline()
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert [process.wait() for process in started] == [0, 0, 0, 0]
+    for process in started:
+        process.communicate()
+    assert list(tmp_path.iterdir()) == []
