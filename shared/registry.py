@@ -1,7 +1,6 @@
 """Versions and deployments: what has been trained, and what is served from now on."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
@@ -11,6 +10,19 @@ from shared.artifacts import ArtifactStore
 from shared.errors import Conflict, NotFound
 from shared.signature import Signature
 from shared.tables import Deployment, SignatureRow, Version
+
+_PRUNE = text("""
+WITH lately AS (
+    SELECT champion, challenger
+    FROM (SELECT champion, challenger, id, lag(champion) OVER (ORDER BY id) AS before FROM deployments) d
+    WHERE before IS DISTINCT FROM champion ORDER BY id DESC LIMIT 2
+)
+UPDATE model_versions SET artifacts_removed_at = now()
+WHERE artifacts_removed_at IS NULL
+  AND version NOT IN (SELECT version FROM model_versions ORDER BY version DESC LIMIT :keep)
+  AND NOT EXISTS (SELECT FROM lately WHERE version IN (champion, challenger))
+RETURNING version, artifact_key
+""")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,23 +112,12 @@ def published(session: Session) -> set[int]:
 def prune(session: Session, store: ArtifactStore, *, keep: int) -> list[int]:
     """Remove artifacts of all but the newest `keep` versions, the live one and the one live before it.
 
+    One statement says which: between two of them a version could go live, and be none that is kept.
     The row is marked first: a crash in between leaves files that nobody reads, never a row whose
     files are gone. Again is harmless.
     """
-    kept = set(session.scalars(select(Version.version).order_by(Version.version.desc()).limit(keep)))
-    lately = session.execute(
-        text(
-            "SELECT champion, challenger FROM ("
-            "SELECT champion, challenger, id, lag(champion) OVER (ORDER BY id) AS before FROM deployments) d"
-            " WHERE before IS DISTINCT FROM champion ORDER BY id DESC LIMIT 2"
-        )
-    )
-    for row in lately:
-        kept |= {row.champion, row.challenger}
-    old = [v for v in versions(session) if v.version not in kept and v.artifacts_removed_at is None]
-    for version in old:
-        version.artifacts_removed_at = datetime.now(UTC)
+    old = session.execute(_PRUNE, {"keep": keep}).all()
     session.commit()
     for version in old:
         store.remove_set(version.artifact_key)
-    return [v.version for v in old]
+    return sorted((version.version for version in old), reverse=True)

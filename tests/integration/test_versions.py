@@ -1,9 +1,13 @@
 """Versions and deployments: the gate judges what is live at that moment, and old artifacts go."""
 
+import threading
+
 import pytest
 
 from shared import registry
+from shared.artifacts import ArtifactStore
 from shared.errors import ArtifactError, Conflict, NotFound
+from shared.tables import Job, Version
 from tests.integration.production import (
     all_versions,
     ask_job,
@@ -120,3 +124,65 @@ def test_pruning_again_finds_nothing_to_do(quick: Context) -> None:
         assert registry.prune(session, quick.store, keep=1) == []
         assert registry.prune(session, quick.store, keep=1) == []
     assert [v.artifacts_removed_at is None for v in all_versions(quick.sessions)] == [False, True, True]
+
+
+class WatchedStore(ArtifactStore):
+    """Notes each removal with the version that was live when it came."""
+
+    def __init__(self, url: str, context: Context) -> None:
+        super().__init__(url)
+        self.removals: list[tuple[int, int]] = []
+        self._context = context
+
+    def remove_set(self, key: str) -> None:
+        """Only note it."""
+        with self._context.sessions() as session:
+            live = registry.live(session)
+        assert live is not None
+        number = key.rpartition("/")[2].partition("-")[0]
+        self.removals.append((int(number), live.version.version))
+
+
+def publish_row(context: Context, version: int) -> None:
+    """A version and its deployment in one transaction, as a job publishes them; no artifacts."""
+    with context.sessions.begin() as session:
+        job = Job(state="succeeded", trigger="admin", signature_id=1)
+        session.add(job)
+        session.flush()
+        first = session.get_one(Version, 1)
+        same = {
+            name: getattr(first, name) for name in ("classes", "categories", "scaled_features", "metrics")
+        }
+        key = f"versions/{version}"
+        made = Version(version=version, job_id=job.id, signature_id=1, artifact_key=key, report={}, **same)
+        session.add(made)
+        session.flush()
+        previous = registry.newest_deployment(session)
+        registry.deploy(session, version=version, previous=previous, actor="a job", reason="better")
+
+
+def test_a_version_that_goes_live_meanwhile_is_not_pruned(quick: Context) -> None:
+    store = WatchedStore(quick.settings.artifacts, quick)
+    done = threading.Event()
+
+    def prune() -> None:
+        while not done.is_set():
+            with quick.sessions() as session:
+                registry.prune(session, store, keep=1)
+
+    pruners = [threading.Thread(target=prune) for _ in range(2)]
+    for pruner in pruners:
+        pruner.start()
+    try:
+        for version in range(2, 250):
+            publish_row(quick, version)
+    finally:
+        done.set()
+        for pruner in pruners:
+            pruner.join()
+    removed = [version for version, _ in store.removals]
+    assert len(removed) == len(set(removed)) > 200
+    assert [pair for pair in store.removals if pair[0] > pair[1] - 2] == []  # nor the one live before it
+    with quick.sessions() as session:
+        kept = {v.version for v in registry.versions(session) if v.artifacts_removed_at is None}
+    assert {248, 249} <= kept
