@@ -13,7 +13,8 @@ TEMPLATE = """\
 # secrets; by hand: cp .env.example .env, and fill in the five that are empty.
 # In secrets use letters, digits, - and _ only: some become part of a URL.
 
-# Postgres' password. It is set when the database is made; docs/operations.md says how to change it later.
+# Postgres' password. It is set when the database is made: changed here alone, nothing starts any more.
+# docs/operations.md says how to change it later.
 POSTGRES_PASSWORD={POSTGRES_PASSWORD}
 # Redis' password.
 REDIS_PASSWORD={REDIS_PASSWORD}
@@ -28,11 +29,14 @@ METRICS_KEY={METRICS_KEY}
 # RATCHET_API_KEYS=shop:a-long-secret
 
 # Where the API and Flower can be reached: this host alone, or 0.0.0.0 for all who reach it (behind a proxy
-# with TLS, see docs/operations.md). Several API containers need a range: API_PORTS=8000-8002.
+# with TLS, see docs/operations.md; Flower's own /metrics asks for no password). Several API containers need a
+# range: API_PORTS=8000-8002.
 # BIND=127.0.0.1
 # API_PORTS=8000
 # FLOWER_PORT=5555
 # PROMETHEUS_PORT=9090
+# The proxies whose X-Forwarded-For is believed, comma separated, or * where nobody else reaches the port.
+# FORWARDED_ALLOW_IPS=127.0.0.1
 
 # API processes in a container, and what the training worker may take. Training uses as many threads as it
 # has cores; a host with fewer cores than WORKER_CPUS can't start it.

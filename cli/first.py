@@ -63,10 +63,13 @@ def _load(file: Path) -> "pd.DataFrame":
 
     if file != STANDARD_INPUT:
         return load_file(file)
-    with tempfile.NamedTemporaryFile(prefix="standard input ") as copy:
+    with tempfile.NamedTemporaryFile(prefix="ratchet-") as copy:
         shutil.copyfileobj(sys.stdin.buffer, copy)
         copy.flush()
-        return load_file(Path(copy.name))
+        try:
+            return load_file(Path(copy.name))
+        except DataError as exc:
+            raise DataError(exc.detail.replace(copy.name, "standard input")) from None
 
 
 def bootstrap_data(database_url: str, redis_url: str, *, data: str, target: str | None) -> None:

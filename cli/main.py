@@ -20,6 +20,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+WHERE = (
+    "run this where the worker is (docker compose run --rm --no-deps -T worker …), or install ratchet[local]"
+)
 Target = Annotated[str | None, typer.Option(help="The column that holds the class.")]
 
 
@@ -177,9 +180,7 @@ def main() -> None:
     except RatchetError as exc:
         _fail(exc.title, exc.detail)
     except ModuleNotFoundError as exc:  # the container of the API, say, has nothing that trains
-        _fail(
-            "Not here", f"{exc.name} isn't installed; run this where the worker is, or install ratchet[local]"
-        )
+        _fail("Not here", f"{exc.name} isn't installed; {WHERE}")
 
 
 def _fail(title: str, detail: str) -> NoReturn:

@@ -39,7 +39,7 @@ check_backup() {
 }
 
 check_empty() {
-  local advice=": if nobody needs it, 'docker compose down --volumes' deletes all that this project has"
+  local advice=": if nobody needs it, '$forget' deletes all that this project has"
   local running tables found
   running=$(docker compose ps --services --status running | grep -vxE '(postgres|redis)?' | tr '\n' ' ') || true
   [ -z "$running" ] || die "this stack runs: $running; restore into an empty one$advice"
@@ -55,7 +55,7 @@ check_empty() {
 }
 
 restore() {
-  trap 'say "it stopped half-way: mend that, docker compose down --volumes, and run this again"' EXIT
+  trap 'say "it stopped half-way: mend that, $forget, and run this again"' EXIT
   say "the artifacts"
   beside_worker 'umask 022; store=${RATCHET_ARTIFACTS_URL#file://}; mkdir -p "$store" &&
     exec tar --extract --directory="$store" --no-same-owner' <"$folder/artifacts.tar"
@@ -81,6 +81,7 @@ main() {
   case $# in 1) ;; *) usage >&2 && exit 2 ;; esac
   folder=$(realpath --canonicalize-missing "$1")
   cd "$(dirname "$0")/.."
+  forget="docker compose --project-name $(docker compose config | sed -n 's/^name: //p') down --volumes"
   check_backup
   check_empty
   restore

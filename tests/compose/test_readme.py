@@ -2,10 +2,19 @@
 
 import pytest
 
+from tests.compose.engine import docker
 from tests.compose.stack import ComposeStack
-from tests.readme import LABELS, PREDICT, RETRAIN
+from tests.readme import LABELS, PREDICT, RETRAIN, SCALE
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(1200)]  # the first of them builds
+
+
+def test_up_again_leaves_what_runs_as_it_is(stack: ComposeStack) -> None:
+    before = set(stack.compose("ps --quiet").split())
+    stack.run(stack.here(SCALE))
+    assert set(stack.compose("ps --quiet").split()) == before
+    images = {docker("inspect", "--format", "{{.Image}}", name).strip() for name in before}
+    assert len(images) == len({"postgres", "redis", "ratchet-api", "ratchet-worker"})
 
 
 def test_the_curl_lines_and_a_retrain(stack: ComposeStack) -> None:

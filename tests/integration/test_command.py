@@ -51,6 +51,9 @@ def test_a_bootstrap_reads_standard_input(client: httpx.Client) -> None:
     done = CliRunner().invoke(app, [*arguments, "--yes"], input=text)
     assert isinstance(done.exception, Conflict)
     assert "'churned' with classes: x (150), y (150)" in done.output
+    ragged = CliRunner().invoke(app, [*arguments, "--yes"], input="age,churned\n1,2,3\n4,5,6\n")
+    assert isinstance(ragged.exception, DataError)
+    assert ragged.exception.detail.startswith("standard input: ")
     asked = CliRunner().invoke(app, arguments, input=text)
     assert isinstance(asked.exception, DataError)
     assert "--yes" in asked.exception.detail
