@@ -7,7 +7,7 @@ STAMP := $(VENV)/.built
 UV_COMPILE = $(VENV)-uv/bin/uv pip compile -q --universal --python-version 3.11 \
 	--fork-strategy fewest --generate-hashes --no-emit-index-url --no-header
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-chaos test-compose lint up env lock clean
+.PHONY: help demo test coverage test-chaos test-compose lint up env lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -24,8 +24,13 @@ $(STAMP): requirements.lock pyproject.toml
 demo: $(STAMP) ## the whole loop once, on embedded servers, in about two minutes
 	@$(BIN)/ratchet demo
 
-test: $(STAMP) ## every test, with coverage
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not chaos and not compose" --cov --cov-report=term -q
+# The slow folders come first in the alphabet, so in its order no worker is left alone with one at the end.
+TEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not chaos and not compose" -q
+test: $(STAMP) ## every test but those of the two lines below
+	@$(TEST)
+
+coverage: $(STAMP) ## the same, and which lines they reach
+	@$(TEST) --cov --cov-report=term
 
 test-chaos: $(STAMP) ## a whole stack under fault after fault, in eight minutes
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m chaos -q tests/chaos

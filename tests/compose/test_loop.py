@@ -1,11 +1,12 @@
 """The loop in containers: labelled traffic until a new version is live on every replica."""
 
 import json
+from typing import Any
 
 import httpx
 import pytest
 
-from tests.compose.stack import UNSEEN_ROWS, ComposeStack
+from tests.compose.stack import UNSEEN_ROWS, ComposeStack, wait_for
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(1200)]  # the first of them builds
 
@@ -47,14 +48,19 @@ def test_flower_remembers_after_it_was_made_anew(stack: ComposeStack, relearned:
     assert before <= {task["uuid"] for task in stack.flower_tasks()}
 
 
+def lines_of(stack: ComposeStack, request_id: str) -> list[dict[str, Any]]:
+    """What the API has logged about a request."""
+    events = [json.loads(line) for line in stack.logs("api").splitlines()]
+    return [event for event in events if event.get("request_id") == request_id]
+
+
 def test_a_request_can_be_followed_through_the_log(stack: ComposeStack) -> None:
     url = stack.replicas()[0]
     answer = httpx.post(
         f"{url}/predict", content=b"{", headers={"X-Request-ID": "followed-1"}, trust_env=False
     )
     assert answer.headers["X-Request-ID"] == "followed-1"
-    events = [json.loads(line) for line in stack.logs("api").splitlines()]
-    (line,) = [event for event in events if event.get("request_id") == "followed-1"]
+    (line,) = wait_for("its line in the log", lambda: lines_of(stack, "followed-1"))
     assert (line["event"], line["route"], line["status"]) == ("request", "/predict", 400)
 
 

@@ -92,9 +92,15 @@ def ids_of(message: Message) -> list[str]:
     return [value.decode() for name, value in message["headers"] if name == b"x-request-id"]
 
 
+def figures(observe: Observe) -> str:
+    """What a scrape would read now."""
+    observe.metrics.flush()
+    return observe.metrics.text().decode()
+
+
 def counted(observe: Observe) -> set[str]:
     """The lines of requests that were counted."""
-    lines = observe.metrics.text().decode().splitlines()
+    lines = figures(observe).splitlines()
     return {line for line in lines if line.startswith("ratchet_requests_total") and not line.endswith(" 0.0")}
 
 
@@ -143,7 +149,7 @@ def test_an_answer_that_is_used_again_does_not_collect_ids() -> None:
 
     observe = observed(Refuses())
     assert [len(ids_of(send_to(observe, scope_of("/predict"))[0])) for _ in range(3)] == [1, 1, 1]
-    assert 'ratchet_rejected_rows_total{reason="overloaded"} 3.0' in observe.metrics.text().decode()
+    assert 'ratchet_rejected_rows_total{reason="overloaded"} 3.0' in figures(observe)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +170,7 @@ def test_an_answer_counts_once_for_its_route(path: str, route: str) -> None:
     observe = observed(App(status=418))
     send_to(observe, scope_of(path))
     assert counted(observe) == {f'ratchet_requests_total{{route="{route}",status="418"}} 1.0'}
-    assert f'ratchet_request_seconds_count{{route="{route}"}} 1.0' in observe.metrics.text().decode()
+    assert f'ratchet_request_seconds_count{{route="{route}"}} 1.0' in figures(observe)
 
 
 def test_behind_a_prefix_the_route_is_known() -> None:
@@ -218,7 +224,7 @@ def test_only_refusals_of_rows_are_rejected_rows() -> None:
     observe = observed(Refuses())
     for path in ("/predict", "/labels", "/models", "/nothing"):
         send_to(observe, scope_of(path))
-    assert 'ratchet_rejected_rows_total{reason="conflict"} 2.0' in observe.metrics.text().decode()
+    assert 'ratchet_rejected_rows_total{reason="conflict"} 2.0' in figures(observe)
 
 
 @pytest.fixture
