@@ -10,7 +10,7 @@ UV_COMPILE = $(VENV)-uv/bin/uv pip compile -q --universal --python-version 3.11 
 .PHONY: help demo test coverage test-chaos test-compose lint up env lock clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 # pip refuses hashes beside a local directory: the lock first, then the project alone.
 $(STAMP): requirements.lock pyproject.toml
@@ -26,7 +26,7 @@ demo: $(STAMP) ## the whole loop once, on embedded servers, in about two minutes
 
 # The slow folders come first in the alphabet, so in its order no worker is left alone with one at the end.
 TEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not chaos and not compose" -q
-test: $(STAMP) ## every test but those of the two lines below
+test: $(STAMP) ## every test but the two suites below
 	@$(TEST)
 
 coverage: $(STAMP) ## the same, and which lines they reach
