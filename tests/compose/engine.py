@@ -17,9 +17,10 @@ def reach() -> str | None:
     script = os.environ.get(STARTER)
     if not script:
         return f"no container engine answers, and {STARTER} names no script that starts one"
+    os.environ["PATH"] += ":/usr/sbin:/sbin"  # where daemons are, which not every shell looks through
     started = subprocess.run(["bash", script], capture_output=True, text=True, check=False, timeout=600)
     if started.returncode:
-        return f"the engine could not be started: {started.stderr.strip()[-500:]}"
+        return f"the engine could not be started: {started.stderr.strip().splitlines()[-1:]}"
     for line in started.stdout.splitlines():
         for pair in line.removeprefix("export ").split():
             name, _, value = pair.partition("=")
