@@ -43,7 +43,8 @@ def test_flower_asks_for_its_password(stack: ComposeStack) -> None:
 
 def test_flower_remembers_after_it_was_made_anew(stack: ComposeStack, relearned: int) -> None:
     before = {task["uuid"] for task in stack.flower_tasks()}
-    stack.compose("up --detach --wait --force-recreate --no-deps flower")
+    stack.compose("rm --stop --force flower")
+    stack.compose("up --detach --wait flower")
     assert before
     assert before <= {task["uuid"] for task in stack.flower_tasks()}
 

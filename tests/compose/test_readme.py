@@ -9,11 +9,17 @@ from tests.readme import LABELS, PREDICT, RETRAIN, SCALE
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(1200)]  # the first of them builds
 
 
+def containers(stack: ComposeStack) -> dict[str, str]:
+    """The id of each container that runs, by its name."""
+    lines = stack.compose("ps --no-trunc --format '{{.Name}} {{.ID}}'").splitlines()
+    return dict(line.split() for line in lines)
+
+
 def test_up_again_leaves_what_runs_as_it_is(stack: ComposeStack) -> None:
-    before = set(stack.compose("ps --quiet").split())
+    before = containers(stack)
     stack.run(stack.here(SCALE))
-    assert set(stack.compose("ps --quiet").split()) == before
-    images = {docker("inspect", "--format", "{{.Image}}", name).strip() for name in before}
+    assert containers(stack) == before
+    images = {docker("inspect", "--format", "{{.Image}}", found).strip() for found in before.values()}
     assert len(images) == len({"postgres", "redis", "ratchet-api", "ratchet-worker"})
 
 
