@@ -39,15 +39,8 @@ def commands(
         )
 
     def worker(name: str, queue: str, *more: str) -> Command:
-        # fmt: off
-        return service(
-            # quiet: no banner, whose lines are no events
-            name, "celery", "-A", "worker.app", "-q", "worker", "-Q", queue, "--concurrency", "1",
-            "-n", f"{name}@%h", *more, grace=20.0,
-            # SIGTERM as SIGQUIT: a soft shutdown, in which a task that trains gives its job back.
-            REMAP_SIGTERM="SIGQUIT",
-        )
-        # fmt: on
+        # SIGTERM as SIGQUIT: a soft shutdown, in which a task that trains gives its job back.
+        return service(name, *_celery_worker(name, queue), *more, grace=20.0, REMAP_SIGTERM="SIGQUIT")
 
     # fmt: off
     # One task a child: training's memory goes back to the system when its process ends.
@@ -60,9 +53,23 @@ def commands(
                              f"--port={FLOWER_PORT}", "--address=127.0.0.1"))
     found.append(service("beat", "celery", "-A", "worker.app", "-q", "beat",
                          "--scheduler", "celery.beat:Scheduler"))
-    found.append(service(API, "uvicorn", "--factory", "api.main:create_app", "--host", "127.0.0.1",
-                         "--port", str(port), "--loop", "uvloop", "--http", "api.protocol:Protocol",
-                         "--no-access-log", "--timeout-graceful-shutdown", "10",
-                         "--log-config", str(Path(shared.__file__).with_name("uvicorn.json"))))
+    found.append(service(API, *_uvicorn(port)))
     # fmt: on
     return found
+
+
+def _celery_worker(name: str, queue: str) -> tuple[str, ...]:
+    # quiet: no banner, whose lines are no events
+    start = ("celery", "-A", "worker.app", "-q", "worker", "-Q", queue)
+    return (*start, "--concurrency", "1", "-n", f"{name}@%h")
+
+
+def _uvicorn(port: int) -> tuple[str, ...]:
+    # fmt: off
+    return (
+        "uvicorn", "--factory", "api.main:create_app", "--host", "127.0.0.1", "--port", str(port),
+        "--loop", "uvloop", "--http", "api.protocol:Protocol", "--no-access-log",
+        "--timeout-graceful-shutdown", "10",
+        "--log-config", str(Path(shared.__file__).with_name("uvicorn.json")),
+    )
+    # fmt: on
